@@ -36,6 +36,10 @@ class ActionModule(ActionBase):
             declarations[name] = {"declaration": without_contents(declaration), "digest": view.digest(declaration)}
         arguments["declarations"] = declarations
         state = arguments.get("state", "compared")
+        if state == "applied":
+            files = [item for item in declaration.get("files", []) if item.get("content") is not None]
+            for option, secret in (("contents", False), ("secrets", True)):
+                arguments[option] = {item["path"]: str(item["content"]) for item in files if bool(item.get("secret")) is secret}
         if state == "absent":
             name = names[0]
             safe_mode = f"{name}_safe_mode"

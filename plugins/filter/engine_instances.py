@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
+from ansible_collections.onprem.llm.plugins.plugin_utils._python_environments import locked_environment
 
 DOCUMENTATION = r"""
 name: engine_instances
@@ -99,24 +99,11 @@ def python_environment(engine: Mapping[str, Any], defaults: Mapping[str, Any]) -
         Path(name) if name.startswith("/") else Path(defaults["role_path"]) / "files" / name
         for name in filter(None, (python["lock"], python.get("overrides")))
     ]
-    digest = hashlib.sha256()
-    for source in sources:
-        digest.update(source.read_bytes())
-    stem = sources[0].name.removesuffix(".lock")
-    root = defaults["environment_root"]
-    paths = [f"{root}/{source.name}" for source in sources]
     return {
-        "path": f"{root}/{stem}-{digest.hexdigest()[:12]}",
-        "lock_sha256": digest.hexdigest(),
-        "lock": paths[0],
-        "overrides": paths[1] if len(paths) > 1 else None,
+        **locked_environment(sources, defaults["environment_root"]),
         "imports": python.get("imports", []),
         "required_bytes": python.get("required_bytes", 0),
         "version": python.get("version"),
-        "files": [
-            {"path": path, "content": source.read_text(encoding="utf-8"), "owner": "root", "group": "root", "mode": "0644"}
-            for path, source in zip(paths, sources)
-        ],
     }
 
 

@@ -20,7 +20,6 @@ import pwd
 import resource
 import shutil
 import stat
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,6 +27,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ansible_collections.onprem.llm.plugins.module_utils._model_release import damaged
+from ansible_collections.onprem.llm.plugins.module_utils._package_manager import (
+    PackageError,
+    PackageManager,
+    command,
+    package_manager,
+    plan_holds,
+)
 
 STATE_DIRECTORY = Path("/var/lib/onprem/state")
 # Copies of small files as they were before a role first wrote them; root only, like the records.
@@ -45,16 +51,12 @@ class HostStateError(Exception):
     """A state that cannot be read, recorded or removed; the message says what, why and what to do."""
 
 
-def command(*words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
-    return subprocess.run(words, text=True, capture_output=True, check=False, env=environment)
-
-
 class Host:
     """One look at the host; tables that serve many resources are read once."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self.root = root
+        self._manager: PackageManager | None = None
         self._packages: dict[str, tuple[str, bool]] | None = None
         self._units: dict[str, dict[str, str]] = {}
         # Paths that are taken away, or would be: what a directory holds besides them is not ours.
@@ -63,33 +65,20 @@ class Host:
     def path(self, name: str) -> Path:
         return self.root / name.lstrip("/")
 
+    @property
+    def manager(self) -> PackageManager:
+        if self._manager is None:
+            try:
+                self._manager = package_manager(self.root)
+            except PackageError as error:
+                raise HostStateError(str(error)) from error
+        return self._manager
+
     def packages(self) -> dict[str, tuple[str, bool]]:
         """Installed packages: name to (version, on hold)."""
         if self._packages is None:
-            status = self.root / "var/lib/dpkg/status"
-            self._packages = self._dpkg(status) if status.exists() else self._rpm()
+            self._packages = self.manager.installed()
         return self._packages
-
-    @staticmethod
-    def _dpkg(status: Path) -> dict[str, tuple[str, bool]]:
-        installed = {}
-        for paragraph in status.read_text(encoding="utf-8", errors="replace").split("\n\n"):
-            fields = {}
-            for line in paragraph.split("\n"):
-                if line.startswith(("Package:", "Status:", "Version:")):
-                    key, _colon, value = line.partition(": ")
-                    fields[key] = value
-            if fields.get("Status", "").endswith(" ok installed"):
-                installed[fields["Package"]] = (fields["Version"], fields["Status"].startswith("hold "))
-        return installed
-
-    @staticmethod
-    def _rpm() -> dict[str, tuple[str, bool]]:
-        try:
-            listing = command("rpm", "-qa", "--qf", "%{NAME} %{EVR}\n")
-        except OSError as error:
-            raise HostStateError("Neither dpkg nor rpm is on this host: packages cannot be compared.") from error
-        return {name: (version, False) for name, version in (line.split() for line in listing.stdout.splitlines())}
 
     def forget(self) -> None:
         self._packages = None
@@ -160,6 +149,13 @@ class Kind:
             return [("", "present", "absent")]
         return [(field, value, live.get(field)) for field, value in self.wanted(spec).items() if live.get(field) != value]
 
+    def make(self, spec: Spec, live: Snapshot, apply: bool) -> list[str]:
+        """Bring a resource that differs to what is declared (or say how); returns the commands.
+
+        Kinds whose making needs more than the declaration (packages, environments, …) have modules of their own.
+        """
+        return []
+
     def remove(self, spec: Spec, before: Snapshot, apply: bool) -> list[str]:
         """Take the resource away (or say how); returns the commands."""
         raise NotImplementedError
@@ -184,26 +180,30 @@ class Packages(Kind):
 
 
 class Holds(Kind):
+    """A hold on one package, or on all installed packages whose name fits a pattern."""
+
     label = "package hold"
     key = "name"
     prunable = True
 
     def look(self, spec: Spec) -> Snapshot:
-        found = self.host.packages().get(spec["name"])
-        return {"hold": found[1]} if found else {}
+        installed = self.host.packages()
+        names = fnmatch.filter(installed, spec["name"])
+        return {"hold": not (unheld := plan_holds(installed, [spec["name"]])), "not_held": unheld} if names else {}
 
     def wanted(self, spec: Spec) -> Snapshot:
         return {"hold": True}
 
     def differences(self, spec: Spec, live: Snapshot) -> list[tuple[str, Any, Any]]:
-        return super().differences(spec, live) if live else []  # a package that is not installed needs no hold
+        # A package that is not installed needs no hold.
+        return [("", "on hold", f"not on hold ({', '.join(live['not_held'])})")] if live and not live["hold"] else []
 
     def remove(self, spec: Spec, before: Snapshot, apply: bool) -> list[str]:
-        if before.get("hold") or not self.look(spec).get("hold"):
+        installed = self.host.packages()
+        held = sorted(name for name in fnmatch.filter(installed, spec["name"]) if installed[name][1])
+        if before.get("hold") or not held:
             return []
-        if apply:
-            command("apt-mark", "unhold", spec["name"])
-        return [f"apt-mark unhold {spec['name']}"]
+        return run(self.host.manager.unhold_command(held), apply)
 
 
 class Groups(Kind):
@@ -219,10 +219,13 @@ class Groups(Kind):
     def wanted(self, spec: Spec) -> Snapshot:
         return {}
 
+    def make(self, spec: Spec, live: Snapshot, apply: bool) -> list[str]:
+        return run(["groupadd", "--system", spec["name"]], apply)
+
     def remove(self, spec: Spec, before: Snapshot, apply: bool) -> list[str]:
         if before or not self.look(spec):
             return []
-        return run_removal(["groupdel", spec["name"]], apply)
+        return run(["groupdel", spec["name"]], apply)
 
 
 class Users(Kind):
@@ -247,10 +250,18 @@ class Users(Kind):
         fields = {field: spec[field] for field in ("group", "home", "shell") if spec.get(field)}
         return {**fields, "groups": sorted(spec["groups"])} if "groups" in spec else fields
 
+    def make(self, spec: Spec, live: Snapshot, apply: bool) -> list[str]:
+        options = {"group": "--gid", "home": "--home-dir" if not live else "--home", "shell": "--shell"}
+        words = [word for field, option in options.items() if spec.get(field) for word in (option, str(spec[field]))]
+        if "groups" in spec:
+            words += ["--groups", ",".join(spec["groups"])]
+        program = ["usermod"] if live else ["useradd", "--system", "--no-create-home"]
+        return run([*program, *words, spec["name"]], apply)
+
     def remove(self, spec: Spec, before: Snapshot, apply: bool) -> list[str]:
         if before or not self.look(spec):
             return []
-        return run_removal(["userdel", spec["name"]], apply)
+        return run(["userdel", spec["name"]], apply)
 
 
 class PathKind(Kind):
@@ -280,6 +291,20 @@ class PathKind(Kind):
             fields["mode"] = f"{int(str(spec['mode']), 8):04o}"
         return fields
 
+    def own(self, spec: Spec, live: Snapshot, apply: bool) -> list[str]:
+        """Set owner, group and mode where they are not as declared."""
+        commands, path, wanted = [], self.path(spec), self.wanted(spec)
+        owner, group = (wanted.get(field, live.get(field)) for field in ("owner", "group"))
+        if (owner, group) != (live.get("owner"), live.get("group")) and owner and group:
+            commands.append(f"chown {owner}:{group} {spec['path']}")
+            if apply:
+                shutil.chown(path, owner, group)
+        if wanted.get("mode", live.get("mode")) != live.get("mode"):
+            commands.append(f"chmod {wanted['mode']} {spec['path']}")
+            if apply:
+                path.chmod(int(wanted["mode"], 8))
+        return commands
+
 
 class Files(PathKind):
     label = "file"
@@ -294,6 +319,20 @@ class Files(PathKind):
     def wanted(self, spec: Spec) -> Snapshot:
         fields = super().wanted(spec)
         return {**fields, "sha256": spec["sha256"]} if spec.get("sha256") else fields
+
+    def make(self, spec: Spec, live: Snapshot, apply: bool) -> list[str]:
+        content = spec.get("content")
+        if content is None:  # made on the host by something else, which also knows when
+            return self.own(spec, live, apply) if live else []
+        if live.get("sha256") == spec["sha256"]:
+            return self.own(spec, live, apply)
+        if live and live["type"] != "file":
+            raise HostStateError(f"{spec['path']} is a {live['type']}, and a file is to be there: move it away first.")
+        if apply:
+            path = self.path(spec)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(path, content.encode(), int(str(spec.get("mode", "0644")), 8), spec.get("owner"), spec.get("group"))
+        return [f"write {spec['path']}"]
 
     def remove(self, spec: Spec, before: Snapshot, apply: bool) -> list[str]:
         live = self.look(spec)
@@ -322,9 +361,7 @@ class Files(PathKind):
             return []
         if apply:
             path = self.path(spec)
-            write_file(path, saved.read_bytes())
-            os.chmod(path, int(before["mode"], 8))
-            shutil.chown(path, before["owner"], before["group"])
+            write_file(path, saved.read_bytes(), int(before["mode"], 8), before["owner"], before["group"])
             saved.unlink()
         return [f"restore {spec['path']}"]
 
@@ -332,6 +369,16 @@ class Files(PathKind):
 class Directories(PathKind):
     label = "directory"
     type = "directory"
+
+    def make(self, spec: Spec, live: Snapshot, apply: bool) -> list[str]:
+        if live and live["type"] != "directory":
+            raise HostStateError(f"{spec['path']} is a {live['type']}, and a directory is to be there: move it away first.")
+        if live:
+            return self.own(spec, live, apply)
+        if apply:
+            self.path(spec).mkdir(parents=True)
+            self.own(spec, self.look(spec), apply)
+        return [f"mkdir -p {spec['path']}"]
 
     def contents(self, spec: Spec) -> tuple[int, int]:
         """Number of files below the directory and their total size in bytes."""
@@ -367,6 +414,18 @@ class Links(PathKind):
     def wanted(self, spec: Spec) -> Snapshot:
         fields = {"type": "link"}
         return {**fields, "target": spec["target"]} if spec.get("target") else fields
+
+    def make(self, spec: Spec, live: Snapshot, apply: bool) -> list[str]:
+        if live and live["type"] != "link":
+            raise HostStateError(f"{spec['path']} is a {live['type']}, and a link is to be there: move it away first.")
+        if apply:
+            path = self.path(spec)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = path.with_name(f".{path.name}.new")
+            new.unlink(missing_ok=True)
+            new.symlink_to(spec["target"])
+            os.replace(new, path)
+        return [f"ln -s -f -n {spec['target']} {spec['path']}"]
 
     def remove(self, spec: Spec, before: Snapshot, apply: bool) -> list[str]:
         live = self.look(spec)
@@ -417,6 +476,22 @@ class Units(Kind):
         found = super().differences(spec, live)
         return [item for item in found if item[0] != "state"] if "not_applied" in live else found
 
+    def make(self, spec: Spec, live: Snapshot, apply: bool) -> list[str]:
+        found = {field for field, _declared, _found in self.differences(spec, live)}
+        steps = [["daemon-reload"]] if "reload_needed" in found or not live else []
+        if "masked" in found:
+            steps.append(["mask" if spec["masked"] else "unmask", spec["name"]])
+        if found & {"enabled", ""} and "enabled" in spec:
+            steps.append(["enable" if spec["enabled"] else "disable", spec["name"]])
+        if found & {"state", ""} and "state" in spec:
+            steps.append(["start" if spec["state"] == "started" else "stop", spec["name"]])
+        elif "reload_needed" in found and spec.get("state") == "started":
+            steps.append(["restart", spec["name"]])
+        commands = [line for words in steps for line in run(["systemctl", *words], apply)]
+        if apply:
+            self.host.forget()
+        return commands
+
     def remove(self, spec: Spec, before: Snapshot, apply: bool) -> list[str]:
         live = self.look(spec)
         if not live:
@@ -431,16 +506,19 @@ class Units(Kind):
             words = ["disable", "--now"] if stop else ["disable"]
         elif stop:
             words = ["stop"]
-        commands = run_removal(["systemctl", *words, spec["name"]], apply) if words else []
+        commands = run(["systemctl", *words, spec["name"]], apply) if words else []
         if words and apply:
             self.host.forget()
             if self.look(spec).get("state") == "failed":  # systemd lists a failed unit even when its file is gone
-                commands += run_removal(["systemctl", "reset-failed", spec["name"]], apply)
+                commands += run(["systemctl", "reset-failed", spec["name"]], apply)
         return commands
 
 
 class Settings(Kind):
-    """A kernel setting below /proc or /sys. One that this host cannot take is reported, never passed over in silence."""
+    """A kernel setting below /proc or /sys, or the same one of several devices where the path has wildcards.
+
+    One that this host cannot take is reported, never passed over in silence.
+    """
 
     label = "setting"
     key = "path"
@@ -448,17 +526,26 @@ class Settings(Kind):
     def path(self, spec: Spec) -> Path:
         return self.host.root / str(spec["path"]).lstrip("/")
 
-    def look(self, spec: Spec) -> Snapshot:
+    def paths(self, spec: Spec) -> list[Path]:
         path = self.path(spec)
-        try:
-            text = " ".join(path.read_text(encoding="ascii").split())
-        except OSError as error:
-            return {"value": None, "not_applied": f"cannot be read here: {error.strerror}"}
-        if "[" in text:  # a choice such as `always [madvise] never`
-            text = text[text.index("[") + 1 : text.index("]")]
-        live: Snapshot = {"value": text}
-        if text != self.wanted(spec)["value"] and not os.access(path, os.W_OK):
-            live["not_applied"] = f"read-only here, its value stays {text}"
+        return sorted(self.host.root.glob(str(spec["path"]).lstrip("/"))) if "*" in path.as_posix() else [path]
+
+    def look(self, spec: Spec) -> Snapshot:
+        paths, values, fixed = self.paths(spec), set(), False
+        if not paths:
+            return {"value": None, "not_applied": "there is none on this host"}
+        for path in paths:
+            try:
+                text = " ".join(path.read_text(encoding="ascii").split())
+            except OSError as error:
+                return {"value": None, "not_applied": f"cannot be read here: {error.strerror}"}
+            if "[" in text:  # a choice such as `always [madvise] never`
+                text = text[text.index("[") + 1 : text.index("]")]
+            values.add(text)
+            fixed = fixed or (text != self.wanted(spec)["value"] and not os.access(path, os.W_OK))
+        live: Snapshot = {"value": ", ".join(sorted(values))}
+        if fixed:
+            live["not_applied"] = f"read-only here, its value stays {live['value']}"
         return live
 
     def wanted(self, spec: Spec) -> Snapshot:
@@ -467,13 +554,26 @@ class Settings(Kind):
     def differences(self, spec: Spec, live: Snapshot) -> list[tuple[str, Any, Any]]:
         return [] if "not_applied" in live else super().differences(spec, live)
 
+    def make(self, spec: Spec, live: Snapshot, apply: bool) -> list[str]:
+        return self.write(spec, self.wanted(spec)["value"], apply)
+
+    def write(self, spec: Spec, value: str, apply: bool) -> list[str]:
+        paths = self.paths(spec)
+        for path in paths if apply else []:
+            try:
+                path.write_text(f"{value}\n", encoding="ascii")
+            except OSError as error:
+                raise HostStateError(
+                    f"The kernel refused {value!r} for {path}: {error.strerror}. Set a value it takes."
+                ) from error
+        return [f"echo {value} > {path}" for path in paths]
+
     def remove(self, spec: Spec, before: Snapshot, apply: bool) -> list[str]:
         value = before.get("value")
-        if value is None or "not_applied" in before or self.look(spec).get("value") == value:
+        # Devices that differed from each other have no one value to go back to.
+        if value is None or ", " in value or "not_applied" in before or self.look(spec).get("value") == value:
             return []
-        if apply:
-            self.path(spec).write_text(f"{value}\n", encoding="ascii")
-        return [f"echo {value} > {spec['path']}"]
+        return self.write(spec, value, apply)
 
 
 class Sysctls(Settings):
@@ -483,8 +583,8 @@ class Sysctls(Settings):
     def path(self, spec: Spec) -> Path:
         return self.host.root / "proc/sys" / spec["name"].replace(".", "/")
 
-    def remove(self, spec: Spec, before: Snapshot, apply: bool) -> list[str]:
-        return super().remove({**spec, "path": f"/proc/sys/{spec['name'].replace('.', '/')}"}, before, apply)
+    def paths(self, spec: Spec) -> list[Path]:
+        return [self.path(spec)]
 
 
 class Limits(Kind):
@@ -536,7 +636,7 @@ class Mounts(Kind):
     def remove(self, spec: Spec, before: Snapshot, apply: bool) -> list[str]:
         if before or not self.look(spec):
             return []
-        return run_removal(["umount", spec["path"]], apply)
+        return run(["umount", spec["path"]], apply)
 
 
 class Environments(Kind):
@@ -616,6 +716,61 @@ class Certificates(Kind):
         return []
 
 
+class Modules(Kind):
+    """A kernel module that a device needs. Without such a device it is not loaded, and that is no fault of the host."""
+
+    label = "kernel module"
+    key = "name"
+
+    def look(self, spec: Spec) -> Snapshot:
+        loaded = self.host.path(f"sys/module/{spec['name']}")
+        if loaded.exists():
+            version = loaded / "version"
+            return {"loaded": True, "version": version.read_text(encoding="ascii").strip() if version.exists() else None}
+        vendor = spec.get("pci_vendor")
+        vendors = (path.read_text(encoding="ascii").strip() for path in self.host.root.glob("sys/bus/pci/devices/*/vendor"))
+        if vendor and vendor not in vendors:
+            return {"loaded": False, "not_applied": f"module not loaded: no {spec.get('device', vendor)} device"}
+        return {"loaded": False}
+
+    def wanted(self, spec: Spec) -> Snapshot:
+        return {"loaded": True}
+
+    def differences(self, spec: Spec, live: Snapshot) -> list[tuple[str, Any, Any]]:
+        if "not_applied" in live:
+            return []
+        if not live["loaded"]:
+            return [("", "loaded", "not loaded")]
+        pattern = spec.get("version") or "*"
+        return [] if fnmatch.fnmatchcase(live["version"] or "", pattern) else [("version", pattern, live["version"])]
+
+    def remove(self, spec: Spec, before: Snapshot, apply: bool) -> list[str]:
+        return []  # it goes with its package, at the next boot
+
+
+class Alternatives(Kind):
+    """Which of several installed versions a generic name means, in the distribution's alternatives system."""
+
+    label = "alternative"
+    key = "name"
+    prunable = True
+
+    def look(self, spec: Spec) -> Snapshot:
+        try:
+            return {"target": os.readlink(self.host.path(f"etc/alternatives/{spec['name']}"))}
+        except OSError:
+            return {}
+
+    def wanted(self, spec: Spec) -> Snapshot:
+        return {"target": spec["target"]}
+
+    def make(self, spec: Spec, live: Snapshot, apply: bool) -> list[str]:
+        return run(["update-alternatives", "--set", spec["name"], spec["target"]], apply)
+
+    def remove(self, spec: Spec, before: Snapshot, apply: bool) -> list[str]:
+        return run(["update-alternatives", "--auto", spec["name"]], apply) if self.look(spec) else []
+
+
 # In the order in which a role makes them; removal goes the other way round.
 KINDS: dict[str, type[Kind]] = {
     "packages": Packages,
@@ -627,11 +782,13 @@ KINDS: dict[str, type[Kind]] = {
     "environments": Environments,
     "releases": Releases,
     "links": Links,
+    "alternatives": Alternatives,
     "files": Files,
     "certificates": Certificates,
     "settings": Settings,
     "sysctls": Sysctls,
     "limits": Limits,
+    "modules": Modules,
     "units": Units,
 }
 
@@ -642,21 +799,18 @@ def distributions(environment: Path) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Replace a file whole, readable for its owner alone."""
+def write_file(path: Path, content: bytes, mode: int = 0o600, owner: str | None = None, group: str | None = None) -> None:
+    """Replace a file whole; by default it is readable for root alone."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}-")
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(content)
+    if owner and group:
+        shutil.chown(name, owner, group)
+    os.chmod(name, mode)
     os.replace(name, path)
 
 
-def purged(*words: str) -> set[str]:
-    """The packages that apt would take away."""
-    plan = command("apt-get", "--simulate", "purge", *words)
-    return {line.split()[1] for line in plan.stdout.splitlines() if line.startswith(("Purg ", "Remv "))}
-
-
-def run_removal(words: list[str], apply: bool) -> list[str]:
+def run(words: list[str], apply: bool) -> list[str]:
     if apply:
         done = command(*words)
         if done.returncode:
@@ -773,6 +927,30 @@ class Role:
         if apply and record != self.record:
             self._write(record)
 
+    def make(self, kinds: list[str], contents: dict[str, str], apply: bool) -> tuple[list[str], list[dict[str, str]]]:
+        """Bring the resources of some kinds to what is declared; returns the commands and a diff of what is no secret."""
+        commands: list[str] = []
+        diffs: list[dict[str, str]] = []
+        ordered = sorted(self.resources(), key=lambda item: list(KINDS).index(item[0]))
+        for kind, label, implementation, spec in ordered:
+            if kind not in kinds:
+                continue
+            live = implementation.look(spec)
+            found = implementation.differences(spec, live)
+            if not found:
+                continue
+            text = contents.get(spec["path"]) if kind == "files" else None
+            before = read_text(self.host.path(spec["path"])) if text is not None and live else ""
+            done = implementation.make({**spec, "content": text}, live, apply)
+            commands += done
+            if text is not None and not spec.get("secret") and live.get("sha256") != spec["sha256"]:
+                diffs.append({"before_header": spec["path"], "after_header": spec["path"], "before": before, "after": text})
+            elif done:
+                old = "".join(f"{label}{f' {field}' if field else ''}: {was}\n" for field, _declared, was in found)
+                new = "".join(f"{label}{f' {field}' if field else ''}: {declared}\n" for field, declared, _was in found)
+                diffs.append({"before": old, "after": new})
+        return commands, diffs
+
     def recorded_resources(self) -> list[tuple[str, str, Kind, Spec]]:
         """What earlier runs declared, among them one that died before its end; each resource once."""
         found = {}
@@ -846,33 +1024,30 @@ class Role:
         root = str(self.host.root).rstrip("/")
         gone = [path[len(root) :] for path in self.host.gone]
         if any(path.startswith("/etc/systemd/") for path in gone):
-            commands += run_removal(["systemctl", "daemon-reload"], apply)
+            commands += run(["systemctl", "daemon-reload"], apply)
         if any(path.startswith(SITE_CA_DIRECTORY) for path in gone) and shutil.which("update-ca-certificates"):
-            commands += run_removal(["update-ca-certificates", "--fresh"], apply)
+            commands += run(["update-ca-certificates", "--fresh"], apply)
         return commands
 
     def _remove_packages(self, names: list[str], apply: bool) -> list[str]:
         """Purge the role's packages and what apt brought along for them; nothing that others need or brought."""
-        installed = self.host.packages()
+        installed, manager = self.host.packages(), self.host.manager
         had = set(self.record.get("packages_before", []))
         names = [name for name in names if name in installed]
         commands = []
         for name in list(names):
-            needed_by = sorted(purged(name) - set(names))
+            needed_by = sorted(manager.purged(name) - set(names))
             if needed_by:
                 commands.append(f"# {name} stays: {', '.join(needed_by)} would go with it")
                 names.remove(name)
         if not names:
             return commands
         # What apt would drop anyway is not this role's.
-        brought = purged("--auto-remove", *names) - purged("--auto-remove") - had
-        doomed = sorted({*names, *brought})
+        brought = manager.purged("--auto-remove", *names) - manager.purged("--auto-remove") - had
+        commands += run(manager.purge_command(sorted({*names, *brought})), apply)
         if apply:
-            done = command("apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=300", "purge", *doomed)
-            if done.returncode:
-                raise HostStateError(f"apt-get could not purge {', '.join(doomed)}: {done.stderr.strip()[-500:]}")
             self.host.forget()
-        return [*commands, f"apt-get purge {' '.join(doomed)}"]
+        return commands
 
     def _refuse_data_loss(self, resources: list[tuple[str, str, Kind, Spec]], before: dict[str, Snapshot]) -> None:
         for _kind, label, implementation, spec in resources:

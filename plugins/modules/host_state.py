@@ -36,13 +36,21 @@ options:
     description:
       - V(compared) looks and changes nothing.
       - V(begun) notes what the host had before the role first ran, so that removal leaves that alone.
+      - V(applied) brings groups, users, directories, links, alternatives, files, kernel settings and units to what is
+        declared, in one call; packages, environments and releases have modules of their own.
       - V(pruned) takes away units that the role no longer declares, for a role whose new units need their place.
       - V(recorded) fails when the host is not as declared, takes away units, files, links and environments that the
         role no longer declares, and records the state for the next comparison.
       - V(absent) removes what the role declared and nothing else.
     type: str
-    choices: [compared, begun, pruned, recorded, absent]
+    choices: [compared, begun, applied, pruned, recorded, absent]
     default: compared
+  kinds:
+    description: With O(state=applied), the kinds to bring to what is declared; all of them when empty.
+    type: list
+    elements: str
+    default: []
+    choices: [groups, users, directories, links, alternatives, files, settings, sysctls, units]
   verify:
     description:
       - With V(full) every compared role is reported as pending, also one that is in sync.
@@ -60,6 +68,16 @@ options:
   declarations:
     description:
       - Role name to declaration and digest of its inputs. Set by the action plugin.
+    type: dict
+    default: {}
+  contents:
+    description:
+      - With O(state=applied), path to content of the files that differ. Set by the action plugin.
+    type: dict
+    default: {}
+  secrets:
+    description:
+      - As O(contents), for files that are declared as secret. Set by the action plugin.
     type: dict
     default: {}
 """
@@ -116,8 +134,8 @@ finished_before:
   returned: when O(state=begun)
   type: bool
 commands:
-  description: What was or would be removed, as shell commands.
-  returned: when O(state=pruned), O(state=recorded) or O(state=absent)
+  description: What was or would be made or removed, as shell commands.
+  returned: when O(state=applied), O(state=pruned), O(state=recorded) or O(state=absent)
   type: list
   elements: str
 """
@@ -126,6 +144,8 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.onprem.llm.plugins.module_utils._host_state import Host, HostStateError, Role
+
+APPLIED = ["groups", "users", "directories", "links", "alternatives", "files", "settings", "sysctls", "units"]
 
 
 class HostStateModule:
@@ -159,6 +179,11 @@ class HostStateModule:
         role.begin(self.apply)
         return {"changed": False, **found}
 
+    def applied(self) -> dict[str, Any]:
+        contents = {**self.module.params["contents"], **self.module.params["secrets"]}
+        commands, diffs = self._one().make(self.module.params["kinds"] or APPLIED, contents, self.apply)
+        return {"changed": bool(commands), "commands": commands, "diff": diffs}
+
     def pruned(self) -> dict[str, Any]:
         commands = self._one().prune(self.apply, only=("units",))
         return {"changed": bool(commands), "commands": commands}
@@ -184,11 +209,18 @@ def main() -> None:
         argument_spec={
             "role": {"type": "str"},
             "roles": {"type": "list", "elements": "str"},
-            "state": {"type": "str", "choices": ["compared", "begun", "pruned", "recorded", "absent"], "default": "compared"},
+            "state": {
+                "type": "str",
+                "choices": ["compared", "begun", "applied", "pruned", "recorded", "absent"],
+                "default": "compared",
+            },
+            "kinds": {"type": "list", "elements": "str", "choices": APPLIED, "default": []},
             "verify": {"type": "str", "choices": ["fast", "full"], "default": "fast"},
             "report": {"type": "bool", "default": False},
             "safe_mode": {"type": "bool", "default": True},
             "declarations": {"type": "dict", "default": {}},
+            "contents": {"type": "dict", "default": {}},
+            "secrets": {"type": "dict", "default": {}, "no_log": True},
         },
         supports_check_mode=True,
     )

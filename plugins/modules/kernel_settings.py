@@ -80,7 +80,7 @@ not_applied:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.onprem.llm.plugins.module_utils._host_state import Host, Settings, Sysctls
+from ansible_collections.onprem.llm.plugins.module_utils._host_state import Host, HostStateError, Settings, Sysctls
 
 
 class KernelSettings:
@@ -102,25 +102,15 @@ class KernelSettings:
             if "not_applied" in live:
                 not_applied.append(f"{name}: {live['not_applied']}")
             elif kind.differences(spec, live):
-                value = kind.wanted(spec)["value"]
-                commands.append(f"echo {value} > {kind.path(spec)}")
                 before += f"{name} = {live['value']}\n"
-                after += f"{name} = {value}\n"
-                if not self.module.check_mode:
-                    self.write(kind, spec, value)
+                after += f"{name} = {kind.wanted(spec)['value']}\n"
+                commands += kind.make(spec, live, apply=not self.module.check_mode)
         return {
             "changed": bool(commands),
             "commands": commands,
             "not_applied": not_applied,
             "diff": {"before": before, "after": after},
         }
-
-    def write(self, kind: Settings, spec: dict[str, Any], value: str) -> None:
-        path = kind.path(spec)
-        try:
-            path.write_text(f"{value}\n", encoding="ascii")
-        except OSError as error:
-            self.module.fail_json(msg=f"The kernel refused {value!r} for {path}: {error.strerror}. Set a value it takes.")
 
 
 def main() -> None:
@@ -141,7 +131,11 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    module.exit_json(**KernelSettings(module).run())
+    try:
+        result = KernelSettings(module).run()
+    except HostStateError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

@@ -39,8 +39,10 @@ options:
     type: path
     default: /usr/bin/python3
   python_version:
-    description: The version for which the lock was made, for instance V(3.11); another one is refused.
-    type: str
+    description: The versions for which the lock was made, for instance V(3.11); another one is refused.
+    type: list
+    elements: str
+    default: []
   uv:
     description: Requirement of uv, exact.
     type: str
@@ -231,10 +233,11 @@ class PythonEnvironment:
         except OSError as error:
             raise PythonEnvironmentError(f"Cannot make {self.path}: {python} cannot be run: {error.strerror}.") from error
         found = done.stdout.strip()
-        if wanted and found != wanted:
+        if wanted and found not in wanted:
+            versions = " or ".join(wanted)
             raise PythonEnvironmentError(
-                f"Cannot make {self.path}: its lock is for Python {wanted}, and {python} is {found or 'broken'}. Take a host "
-                f"with Python {wanted}, or give the engine a lock made for this one (docs/engines.md)."
+                f"Cannot make {self.path}: its lock is for Python {versions}, and {python} is {found or 'broken'}. Take a host "
+                f"with Python {versions}, or give a lock made for this one (docs/engines.md)."
             )
 
     def _need_space(self) -> None:
@@ -265,7 +268,7 @@ def main() -> None:
             "lock": {"type": "path", "required": True},
             "overrides": {"type": "path"},
             "python": {"type": "path", "default": "/usr/bin/python3"},
-            "python_version": {"type": "str"},
+            "python_version": {"type": "list", "elements": "str", "default": []},
             "uv": {"type": "str", "default": "uv==0.13.9"},
             "imports": {"type": "list", "elements": "str", "default": []},
             "required_bytes": {"type": "int", "default": 0},

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from ansible_collections.onprem.llm.plugins.module_utils import _host_state
 from ansible_collections.onprem.llm.plugins.module_utils._host_state import Host, HostStateError, Limits, Role, Units
+from ansible_collections.onprem.llm.plugins.module_utils._package_manager import Apt
 
 DPKG = """Package: haproxy
 Status: install ok installed
@@ -138,7 +139,7 @@ def test_packages_and_holds(root: Path) -> None:
     assert role(root, wanted).compare()["violations"] == [
         "package haproxy: version is 2.6.12-1, declared 3.*",
         "package gone: not installed, declared installed",
-        "package hold haproxy: hold is False, declared True",
+        "package hold haproxy: not on hold (haproxy), declared on hold",
     ]
 
 
@@ -342,7 +343,7 @@ def test_packages_that_others_need_stay(root: Path, monkeypatch: pytest.MonkeyPa
         ("--auto-remove", "libnuma1"): {"libnuma1", "libnuma-data", "old-kernel"},
         ("--auto-remove",): {"old-kernel"},
     }
-    monkeypatch.setattr(_host_state, "purged", lambda *words: plans[words])
+    monkeypatch.setattr(Apt, "purged", lambda _self, *words: plans[words])
     (root / "var/lib/dpkg/status").write_text("")
     declared = {"packages": [{"name": "haproxy"}, {"name": "libnuma1"}]}
     role(root, declared).begin(apply=True)
@@ -352,7 +353,7 @@ def test_packages_that_others_need_stay(root: Path, monkeypatch: pytest.MonkeyPa
     role(root, declared).finish(apply=True)
     commands = role(root, {}).remove(apply=False, safe_mode=True)
     assert "# haproxy stays: haproxy-exporter would go with it" in commands
-    assert "apt-get purge libnuma-data libnuma1" in commands
+    assert any(line.endswith(" purge libnuma-data libnuma1") for line in commands)
 
 
 def test_a_damaged_release_breaks_the_stores_declaration(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,218 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: 2026 The onprem.llm authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: pinned_packages
+short_description: Install packages at pinned versions and hold them, in one transaction
+version_added: 0.2.0
+description:
+  - Reads the package database once, whatever the number of packages.
+  - Every version pattern is resolved against what the repositories offer before anything is changed; a version that is
+    not there is an error that names the versions on offer. Disk space is checked, everything is fetched first, and then
+    installed in one transaction, so that an unreachable repository or a full disk leaves the host as it was.
+  - What a killed run left half-way is finished first.
+  - Works with apt (Debian, Ubuntu) and dnf (RHEL and its kin, with the plugin C(versionlock) for holds).
+author: The onprem.llm authors (@onprem)
+attributes:
+  check_mode:
+    support: full
+    description: >-
+      Nothing is fetched or installed, and the repositories' lists are not read anew. A version that these lists do not have
+      yet is an error only when they were read from the repository before.
+  diff_mode:
+    support: full
+    description: Shows the versions before and after.
+options:
+  packages:
+    description: Packages to install.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Name of the package.
+        type: str
+        required: true
+      version:
+        description: Version, or a pattern such as V(12.4.*). Any version when empty.
+        type: str
+        default: ""
+  holds:
+    description: Names or patterns of installed packages that others may not upgrade.
+    type: list
+    elements: str
+    default: []
+  allow_removal:
+    description: Names or patterns of packages that the transaction may remove. Any other removal is refused.
+    type: list
+    elements: str
+    default: []
+"""
+
+EXAMPLES = r"""
+- name: Install NCCL and hold it
+  onprem.llm.pinned_packages:
+    packages:
+      - name: libnccl2
+        version: 2.22.*
+      - name: libnccl-dev
+        version: 2.22.*
+    holds: [libnccl2, libnccl-dev]
+"""
+
+RETURN = r"""
+commands:
+  description: What was or would be run.
+  returned: always
+  type: list
+  elements: str
+installed:
+  description: Packages that the transaction installs, name to version; those that others need among them.
+  returned: always
+  type: dict
+  sample: {"libnccl2": "2.22.3-1-1"}
+replaced:
+  description: Packages of which another version was installed, name to that version; what it takes to go back.
+  returned: always
+  type: dict
+removed:
+  description: Packages that the transaction removes.
+  returned: always
+  type: list
+  elements: str
+fetch_bytes:
+  description: Size of what is fetched, in bytes.
+  returned: always
+  type: int
+disk_bytes:
+  description: Disk space that the packages take, in bytes.
+  returned: always
+  type: int
+seconds:
+  description: Time that it took, in seconds.
+  returned: always
+  type: float
+"""
+
+import fnmatch
+import time
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.onprem.llm.plugins.module_utils._package_manager import (
+    Change,
+    PackageError,
+    command,
+    differing,
+    last_lines,
+    package_manager,
+    plan_holds,
+)
+
+
+class PinnedPackages:
+    """Probe the package database, plan one transaction, then run it."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self.module = module
+        self.packages: list[dict[str, Any]] = module.params["packages"]
+        self.holds: list[str] = module.params["holds"]
+        self.manager = package_manager()
+        self.commands: list[list[str]] = []
+
+    def run(self) -> dict[str, Any]:
+        begun = time.monotonic()
+        if self.manager.interrupted():
+            for words in self.manager.repair():
+                self.execute(words)
+        before = self.manager.installed()
+        wanted = differing(before, self.packages)
+        change = self.install(wanted) if wanted else Change()
+        after = before if self.module.check_mode or not wanted else self.manager.installed()
+        unheld = plan_holds({**after, **{name: (version, False) for name, version in change.install.items()}}, self.holds)
+        if unheld:
+            self.execute(self.manager.hold_command(unheld))
+        return {
+            "changed": bool(self.commands),
+            "commands": [" ".join(words) for words in self.commands],
+            "installed": change.install,
+            "replaced": {name: before[name][0] for name in change.install if name in before},
+            "removed": change.remove,
+            "fetch_bytes": change.fetch_bytes,
+            "disk_bytes": change.disk_bytes,
+            "seconds": round(time.monotonic() - begun, 1),
+            "diff": self.diff(before, change, unheld),
+        }
+
+    def install(self, wanted: dict[str, str]) -> Change:
+        if self.module.check_mode:
+            known = self.manager.offered(wanted)
+            if not all(known.get(name) for name in wanted):
+                # The play would have added or read a repository by now, which check mode does not.
+                self.commands.append(self.manager.install_command(wanted))
+                change = Change()
+                change.install = {name: pattern or "(newest)" for name, pattern in wanted.items()}
+                return change
+        else:
+            self.manager.refresh()
+        exact = self.manager.resolve(wanted)
+        change = self.manager.change(exact)
+        allowed = self.module.params["allow_removal"]
+        lost = [name for name in change.remove if not any(fnmatch.fnmatchcase(name, pattern) for pattern in allowed)]
+        if lost:
+            raise PackageError(
+                f"Installing {', '.join(exact)} would remove {', '.join(lost)}. Remove them first, or choose other versions; "
+                "nothing was changed."
+            )
+        self.manager.need_space(change)
+        if change.fetch_bytes:
+            self.execute(self.manager.fetch_command(exact))
+        self.execute(self.manager.install_command(exact))
+        return change
+
+    def execute(self, words: list[str]) -> None:
+        self.commands.append(words)
+        if self.module.check_mode:
+            return
+        done = command(*words)
+        if done.returncode:
+            full = " The disk is full: free some space and run again." if "No space left on device" in done.stderr else ""
+            raise PackageError(f"`{' '.join(words)}` ended with code {done.returncode}: {last_lines(done)}{full}")
+
+    @staticmethod
+    def diff(before: dict[str, tuple[str, bool]], change: Change, unheld: list[str]) -> dict[str, str]:
+        names = sorted({*change.install, *change.remove})
+        old = [f"{name} {before[name][0]}" for name in names if name in before]
+        new = [f"{name} {change.install[name]}" for name in names if name in change.install]
+        old += [f"{name} not on hold" for name in unheld]
+        new += [f"{name} on hold" for name in unheld]
+        return {"before": "".join(f"{line}\n" for line in old), "after": "".join(f"{line}\n" for line in new)}
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "packages": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {"name": {"type": "str", "required": True}, "version": {"type": "str", "default": ""}},
+            },
+            "holds": {"type": "list", "elements": "str", "default": []},
+            "allow_removal": {"type": "list", "elements": "str", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        result = PinnedPackages(module).run()
+    except PackageError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
