@@ -104,13 +104,14 @@ def acs(facts: Facts) -> Iterator[Finding]:
             "ACS",
             f"ACS redirects on {len(bridges)} PCI bridges ({', '.join(bridges)}), so that peer-to-peer traffic goes through the "
             "root complex",
-            "switch ACS off in the firmware, or at each boot with `setpci -s BRIDGE ECAP_ACS+0x6.w=0000` for each of them; leave it "
-            "where devices are handed to virtual machines, which it separates",
+            "switch ACS off in the firmware, or at each boot with `setpci -s BRIDGE ECAP_ACS+0x6.w=0000` for each of them; leave "
+            "it where devices are handed to virtual machines, which it separates",
         )
 
 
 def links(facts: Facts) -> Iterator[Finding]:
-    narrow, slow = [], []
+    narrow: list[str] = []
+    slow: list[str] = []
     for gpu in facts["gpus"]:
         for field, told in (("width", narrow), ("speed", slow)):
             now, most = number(gpu[f"link_{field}"]), number(gpu[f"link_{field}_max"])

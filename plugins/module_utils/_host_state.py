@@ -483,6 +483,8 @@ class Units(Kind):
             steps.append(["mask" if spec["masked"] else "unmask", spec["name"]])
         if found & {"enabled", ""} and "enabled" in spec:
             steps.append(["enable" if spec["enabled"] else "disable", spec["name"]])
+        if live.get("state") == "failed":  # it would stay so where a condition keeps it from being started again
+            steps.append(["reset-failed", spec["name"]])
         if found & {"state", ""} and "state" in spec:
             steps.append(["start" if spec["state"] == "started" else "stop", spec["name"]])
         elif "reload_needed" in found and spec.get("state") == "started":

@@ -62,6 +62,8 @@ def packets(content: bytes) -> Iterator[tuple[int, bytes]]:
                 if used == 8:
                     raise OpenPGPError("a packet of undeclared length, which no key has")
                 size = int.from_bytes(content[position : position + used], "big")
+                if position + used > len(content):
+                    raise OpenPGPError("it ends in the middle of a packet")
         except IndexError as error:
             raise OpenPGPError("it ends in the middle of a packet") from error
         body = content[position + used : position + used + size]

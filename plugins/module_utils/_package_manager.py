@@ -242,7 +242,8 @@ class Dnf(PackageManager):
             raise PackageError(f"rpm cannot list the installed packages: {last_lines(listing)}")
         locks = self._locks()
         return {
-            name: (version, any(lock.startswith(f"{name}-") for lock in locks))
+            # The lock's version may be a pattern; the name ends where the version begins.
+            name: (version, any(re.match(rf"{re.escape(name)}-\d", lock) for lock in locks))
             for name, _blank, version in (line.partition(" ") for line in listing.stdout.splitlines())
         }
 
@@ -273,8 +274,8 @@ class Dnf(PackageManager):
         section = ""
         for line in plan.stdout.splitlines():
             fields = line.split()
-            if line and not line.startswith(" ") and line.rstrip().endswith(":"):
-                section = line.strip().rstrip(":").lower()
+            if line and not line.startswith(" "):
+                section = line.strip().rstrip(":").lower() if line.rstrip().endswith(":") else ""
             elif len(fields) >= 4 and section.startswith(("install", "upgrad", "downgrad")):
                 change.install[fields[0]] = fields[2].partition(":")[2] or fields[2]
             elif len(fields) >= 4 and section.startswith("remov"):
@@ -306,8 +307,8 @@ class Dnf(PackageManager):
         plan = command("dnf", "--assumeno", "--disableplugin=versionlock", "remove", *keep, *names)
         section, found = "", set()
         for line in plan.stdout.splitlines():
-            if line and not line.startswith(" ") and line.rstrip().endswith(":"):
-                section = line.strip().lower()
+            if line and not line.startswith(" "):
+                section = line.strip().lower() if line.rstrip().endswith(":") else ""
             elif section.startswith("remov") and len(line.split()) >= 4:
                 found.add(line.split()[0])
         return found

@@ -89,9 +89,11 @@ from ansible_collections.onprem.llm.plugins.module_utils._package_manager import
 HINTS = {
     "NO_PUBKEY": "The repository is signed with another key than the one given.",
     "Missing key": "The repository is signed with another key than the one given.",
-    "is not signed": "The repository is not signed.",
     "BADSIG": "The signature does not fit the index: it was altered, or the mirror is in the middle of an update.",
     "Bad signature": "The signature does not fit the index: it was altered, or the mirror is in the middle of an update.",
+    "has been manipulated": "The signature does not fit the index: it was altered, or the mirror is in the middle of an update.",
+    # Said of every signature that does not verify, so it comes after them.
+    "is not signed": "The repository is not signed.",
     "Hash Sum mismatch": "The mirror is in the middle of an update, or its index was altered.",
     "Could not resolve": "The name of its server cannot be resolved from this host.",
     "Could not connect": "Its server cannot be reached from this host.",

@@ -99,7 +99,10 @@ seconds:
 """
 
 import fnmatch
+import re
+import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -128,7 +131,8 @@ class PinnedPackages:
         begun = time.monotonic()
         if self.manager.interrupted():
             for words in self.manager.repair():
-                self.execute(words)
+                # A package that cannot be finished may be about to be replaced; what is left is looked at in the end.
+                self.execute(words, fatal=False)
         before = self.manager.installed()
         wanted = differing(before, self.packages)
         change = self.install(wanted) if wanted else Change()
@@ -136,6 +140,8 @@ class PinnedPackages:
         unheld = plan_holds({**after, **{name: (version, False) for name, version in change.install.items()}}, self.holds)
         if unheld:
             self.execute(self.manager.hold_command(unheld))
+        if not self.module.check_mode and (left := self.manager.interrupted()):
+            raise PackageError(f"{', '.join(left)} could not be finished; `dpkg --configure -a` on the host says why.")
         return {
             "changed": bool(self.commands),
             "commands": [" ".join(words) for words in self.commands],
@@ -174,14 +180,13 @@ class PinnedPackages:
         self.execute(self.manager.install_command(exact))
         return change
 
-    def execute(self, words: list[str]) -> None:
+    def execute(self, words: list[str], fatal: bool = True) -> None:
         self.commands.append(words)
         if self.module.check_mode:
             return
         done = command(*words)
-        if done.returncode:
-            full = " The disk is full: free some space and run again." if "No space left on device" in done.stderr else ""
-            raise PackageError(f"`{' '.join(words)}` ended with code {done.returncode}: {last_lines(done)}{full}")
+        if done.returncode and fatal:
+            raise PackageError(f"`{' '.join(words)}` ended with code {done.returncode}: {explained(done)}")
 
     @staticmethod
     def diff(before: dict[str, tuple[str, bool]], change: Change, unheld: list[str]) -> dict[str, str]:
@@ -191,6 +196,23 @@ class PinnedPackages:
         old += [f"{name} not on hold" for name in unheld]
         new += [f"{name} on hold" for name in unheld]
         return {"before": "".join(f"{line}\n" for line in old), "after": "".join(f"{line}\n" for line in new)}
+
+
+def explained(done: subprocess.CompletedProcess[str]) -> str:
+    """What a package manager said, with what an operator should do about it."""
+    said = f"{done.stdout}\n{done.stderr}"
+    if "No space left on device" in said:
+        return f"{last_lines(done)} The disk is full: free some space and run again."
+    broken = re.search(r"Bad return status for module build on kernel: (\S+)", said)
+    if broken:
+        logs = sorted(Path("/var/lib/dkms").glob("*/*/build/make.log"), key=lambda path: path.stat().st_mtime)
+        text = logs[-1].read_text(encoding="utf-8", errors="replace") if logs else ""
+        error = next((line for line in text.splitlines() if re.search(r"\d: (fatal )?error: ", line)), "")
+        return (
+            f"the kernel module does not build for the kernel {broken[1]}: {error} (more in {logs[-1] if logs else 'no log'}). "
+            "Take a driver that supports this kernel, or boot a kernel that the driver supports and remove the other's headers."
+        )
+    return last_lines(done)
 
 
 def main() -> None:

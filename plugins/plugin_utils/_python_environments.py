@@ -21,7 +21,8 @@ def locked_environment(sources: Iterable[Path], root: str, *, name: str = "") ->
     for source in sources:
         digest.update(source.read_bytes())
     stem = f"{name or sources[0].name.removesuffix('.lock')}-{digest.hexdigest()[:12]}"
-    paths = [f"{root}/{stem}{source.suffix}" if name else f"{root}/{source.name}" for source in sources]
+    names = [f"{stem}{suffix}" for suffix in (".lock", ".overrides")] if name else [source.name for source in sources]
+    paths = [f"{root}/{copy}" for copy, _source in zip(names, sources)]
     owned = {"owner": "root", "group": "root", "mode": "0644"}
     return {
         "path": f"{root}/{stem}",

@@ -7,6 +7,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -86,7 +87,10 @@ class RoleView:
         try:
             return self._templar.template(self.variables[name])
         except AnsibleError as error:
-            raise AnsibleActionFail(f"role {self.name}: the variable {name} cannot be evaluated: {error}") from error
+            # What a lookup of this collection says is made for the operator; Ansible's words around it are not.
+            own = re.search(r"The lookup plugin 'onprem\.llm\.\w+' failed: (.*)", str(error), re.DOTALL)
+            said = own[1] if own else f"the variable {name} cannot be evaluated: {error}"
+            raise AnsibleActionFail(f"role {self.name}: {said}") from error
 
     def _evaluated(self) -> dict[str, Any]:
         """The values of all public variables, each evaluated once: what refers to one then finds its value."""

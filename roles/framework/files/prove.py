@@ -1,9 +1,8 @@
-#!/usr/bin/env python3
 # SPDX-FileCopyrightText: 2026 The onprem.llm authors
 # SPDX-License-Identifier: Apache-2.0
 """Prove that an environment computes: a matrix product and its gradient, every element compared with an exact reference.
 
-    prove.py [--seconds N] FRAMEWORK DEVICE     with the environment's own Python
+    python -I prove.py [--seconds N] FRAMEWORK DEVICE     with the environment's own Python
 
 Prints one line of JSON. Its `verdict`, and the code this ends with:
 
