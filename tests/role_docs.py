@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-FileCopyrightText: 2026 The onprem.llm authors
 # SPDX-License-Identifier: Apache-2.0
-"""Each role's README table comes from its argument specs; defaults and specs may not drift apart.
+"""Each role's README table comes from its argument specs, and the compatibility table from its data file.
+
+Defaults and specs may not drift apart, nor tables from what they show.
 
 tests/role_docs.py            check; ends with 1 and says what differs
-tests/role_docs.py --write    write the READMEs
+tests/role_docs.py --write    write them
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+GPU_STACK = ROOT / "docs" / "gpu-stack.md"
 
 
 def prose(text: Any) -> str:
@@ -81,6 +84,41 @@ def readme(role: Path) -> tuple[str, list[str]]:
     return "\n".join(text) + "\n", problems
 
 
+def compatibility() -> str:
+    """docs/gpu-stack.md with its tables written anew between the markers."""
+    data = yaml.safe_load((ROOT / "plugins/plugin_utils/gpu_stacks.yml").read_text(encoding="utf-8"))
+    marks = {name: str(number) for number, name in enumerate(data["documents"], 1)}
+    lines = [
+        "| set | driver at least | within the major release | compute capability | packages | sources |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, figures in data["stacks"].items():
+        packages = []
+        for origin, platforms in figures["packages"].items():
+            for platform, versions in platforms.items():
+                listed = ", ".join(f"{component} {version}" for component, version in versions.items())
+                packages.append(f"{origin}, {platform}: {listed}".replace("*", "\\*"))
+        capability = figures["compute_capability"]
+        cells = [
+            f"`{name}`",
+            figures["driver"]["minimum"],
+            figures["driver"]["minimum_compatible"],
+            f"{capability['lowest']} to {capability['highest']}",
+            "<br>".join(packages),
+            ", ".join(marks[figure] for figure in figures["figures"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| platform | form | folder | signing key | sources |", "|---|---|---|---|---|"]
+    for name, platform in data["platforms"].items():
+        sources = ", ".join(marks[figure] for figure in platform["figures"])
+        lines.append(f"| {name} | {platform['format']} | `{platform['folder']}` | `{platform['fingerprint']}` | {sources} |")
+    lines += ["", f"Sources, as of {data['date']}:", ""]
+    lines += [f"{marks[name]}. [{document['title']}]({document['url']})" for name, document in data["documents"].items()]
+    text = GPU_STACK.read_text(encoding="utf-8")
+    begin, end = "<!-- sets: written by make docs -->\n", "<!-- sets: end -->"
+    return text[: text.index(begin) + len(begin)] + "\n".join(lines) + "\n" + text[text.index(end) :]
+
+
 def main() -> int:
     write = "--write" in sys.argv
     problems = []
@@ -92,7 +130,12 @@ def main() -> int:
             path.write_text(text, encoding="utf-8")
         elif not path.exists() or path.read_text(encoding="utf-8") != text:
             problems.append(f"{role.name}: README.md is not what `make docs` writes")
-    print("\n".join(problems) or "the roles' variables, specs and READMEs agree")
+    text = compatibility()
+    if write:
+        GPU_STACK.write_text(text, encoding="utf-8")
+    elif GPU_STACK.read_text(encoding="utf-8") != text:
+        problems.append("docs/gpu-stack.md is not what `make docs` writes")
+    print("\n".join(problems) or "the roles' variables, specs and tables agree")
     return 1 if problems else 0
 
 

@@ -1,9 +1,11 @@
 // SPDX-FileCopyrightText: 2026 The onprem.llm authors
 // SPDX-License-Identifier: Apache-2.0
-// Compiled for several architectures and linked with NCCL; without a GPU it says why it cannot run.
+// Compiled for several architectures and linked with NCCL where there is one; without a GPU it says why it cannot run.
 #include <cstdio>
 #include <cuda_runtime.h>
+#ifdef WITH_NCCL
 #include <nccl.h>
+#endif
 
 __global__ void saxpy(int n, float a, const float *x, float *y) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -12,10 +14,17 @@ __global__ void saxpy(int n, float a, const float *x, float *y) {
 }
 
 int main() {
-    int nccl = 0, devices = 0;
-    ncclResult_t result = ncclGetVersion(&nccl);
+#ifdef WITH_NCCL
+    int nccl = 0;
+    if (ncclGetVersion(&nccl) != ncclSuccess)
+        return 1;
+    printf("nccl %d.%d.%d\n", nccl / 10000, nccl / 100 % 100, nccl % 100);
+#else
+    printf("nccl none\n");
+#endif
+    int devices = 0;
     cudaError_t error = cudaGetDeviceCount(&devices);
-    printf("nccl %d %s, devices %d: %s\n", nccl, ncclGetErrorString(result), devices, cudaGetErrorString(error));
+    printf("devices %d: %s\n", devices, cudaGetErrorString(error));
     if (!devices)
         return 0;
     saxpy<<<1, 32>>>(0, 1.0f, nullptr, nullptr);
