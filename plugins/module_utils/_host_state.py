@@ -61,6 +61,8 @@ class Host:
         self._units: dict[str, dict[str, str]] = {}
         # Paths that are taken away, or would be: what a directory holds besides them is not ours.
         self.gone: set[str] = set()
+        # Names and patterns of packages that stay on hold when another hold on them is taken away.
+        self.kept_holds: set[str] = set()
 
     def path(self, name: str) -> Path:
         return self.root / name.lstrip("/")
@@ -200,7 +202,8 @@ class Holds(Kind):
 
     def remove(self, spec: Spec, before: Snapshot, apply: bool) -> list[str]:
         installed = self.host.packages()
-        held = sorted(name for name in fnmatch.filter(installed, spec["name"]) if installed[name][1])
+        kept = {name for pattern in self.host.kept_holds for name in fnmatch.filter(installed, pattern)}
+        held = sorted(name for name in fnmatch.filter(installed, spec["name"]) if installed[name][1] and name not in kept)
         if before.get("hold") or not held:
             return []
         return run(self.host.manager.unhold_command(held), apply)
@@ -990,6 +993,7 @@ class Role:
         before = self.record.get("before", {})
         commands: list[str] = []
         shared = self._declared_by_others()
+        self.host.kept_holds = self._holds(declared | shared)
         for kind, label, implementation, spec in reversed(self.recorded_resources()):
             if kind in only and implementation.prunable and label not in declared and label not in shared:
                 commands += implementation.remove(spec, before.get(label, {}), apply)
@@ -1001,6 +1005,7 @@ class Role:
             return []
         before = self.record.get("before", {})
         shared = self._declared_by_others()
+        self.host.kept_holds = self._holds(shared)
         mine = [item for item in self.recorded_resources() if item[1] not in shared]
         if safe_mode:
             self._refuse_data_loss(mine, before)
@@ -1067,6 +1072,10 @@ class Role:
 
     def _declared_by_others(self) -> set[str]:
         return {item[1] for other in self._others() for item in other.recorded_resources()}
+
+    @staticmethod
+    def _holds(labels: set[str]) -> set[str]:
+        return {label.removeprefix(f"{Holds.label} ") for label in labels if label.startswith(f"{Holds.label} ")}
 
     def _before_of_others(self) -> dict[str, Snapshot]:
         """What was there before any role: of what two roles declare, the second must not take the first's for the host's."""

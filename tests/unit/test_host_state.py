@@ -143,6 +143,18 @@ def test_packages_and_holds(root: Path) -> None:
     ]
 
 
+def test_a_hold_that_another_pattern_wants_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = "".join(f"Package: {name}\nStatus: hold ok installed\nVersion: 1\n\n" for name in ("cuda-a", "cuda-b", "nccl"))
+    (root / "var/lib/dpkg/status").write_text(status.replace("hold ok", "install ok"))
+    role(root, {"holds": [{"name": "cuda-*"}, {"name": "nccl"}]}).begin(apply=True)
+    (root / "var/lib/dpkg/status").write_text(status)
+    role(root, {"holds": [{"name": "cuda-*"}, {"name": "nccl"}]}).finish(apply=True)
+    ran: list[str] = []
+    monkeypatch.setattr(_host_state, "run", lambda words, apply: ran.append(" ".join(words)) or [])
+    role(root, {"holds": [{"name": "cuda-a"}]}).prune(apply=True)
+    assert ran == ["apt-mark unhold nccl", "apt-mark unhold cuda-b"]
+
+
 def test_a_setting_that_the_host_cannot_take_is_said_and_is_no_drift(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = {"sysctls": [{"name": "vm.swappiness", "value": 1}, {"name": "vm.unheard_of", "value": 1}]}
     assert role(root, wanted).compare()["violations"] == ["sysctl vm.swappiness: value is 60, declared 1"]
@@ -409,3 +421,89 @@ def test_a_unit_goes_back_to_what_it_was(
     unit = {"name": "x.service", "enabled": True, "state": "started"}
     was = Units(seen(before)).look(unit)
     assert Units(seen(live)).remove(unit, was, apply=False) == expected
+
+
+def make(
+    root: Path, declared: dict[str, list[dict[str, Any]]], contents: dict[str, str] | None = None, apply: bool = True
+) -> Any:
+    kinds = ["directories", "links", "files", "settings", "sysctls"]
+    return role(root, declared).make(kinds, contents or {}, apply)
+
+
+def owned(**spec: Any) -> dict[str, Any]:
+    return {"owner": _host_state.owner_name(os.getuid()), "group": _host_state.group_name(os.getgid()), **spec}
+
+
+def test_what_is_declared_is_made_once(root: Path) -> None:
+    text = "setting = 1\n"
+    declared = {
+        "files": [owned(path="/etc/onprem/a.conf", mode="0640", sha256=hashlib.sha256(text.encode()).hexdigest())],
+        "directories": [owned(path="/etc/onprem", mode="0750")],
+        "links": [{"path": "/etc/onprem/current", "target": "a.conf"}],
+    }
+    contents = {"/etc/onprem/a.conf": text}
+    predicted, diffs = make(root, declared, contents, apply=False)
+    assert not (root / "etc/onprem").exists()
+    assert [item["after"] for item in diffs if "before_header" in item] == [text]
+    commands, _diffs = make(root, declared, contents)
+    assert commands == predicted == ["mkdir -p /etc/onprem", "ln -s -f -n a.conf /etc/onprem/current", "write /etc/onprem/a.conf"]
+    assert (root / "etc/onprem/current").read_text() == text
+    assert (root / "etc/onprem/a.conf").stat().st_mode & 0o7777 == 0o640
+    assert make(root, declared, contents) == ([], [])
+    (root / "etc/onprem/a.conf").chmod(0o600)
+    assert make(root, declared, contents)[0] == ["chmod 0640 /etc/onprem/a.conf"]
+    assert role(root, declared).compare()["violations"] == []
+
+
+def test_a_secret_is_in_no_diff(root: Path) -> None:
+    declared = {"files": [owned(path="/etc/key", mode="0600", secret=True, sha256=hashlib.sha256(b"hush").hexdigest())]}
+    _commands, diffs = make(root, declared, {"/etc/key": "hush"})
+    assert (root / "etc/key").read_text() == "hush"
+    assert "hush" not in str(diffs)
+
+
+def test_what_is_in_the_way_is_not_overwritten(root: Path) -> None:
+    (root / "etc/onprem").mkdir()
+    with pytest.raises(HostStateError, match="is a directory, and a file is to be there"):
+        make(root, {"files": [owned(path="/etc/onprem", sha256="0" * 64)]}, {"/etc/onprem": "x"})
+    with pytest.raises(HostStateError, match="is a directory, and a link is to be there"):
+        make(root, {"links": [{"path": "/etc/onprem", "target": "x"}]})
+
+
+def governor(root: Path, *values: str) -> None:
+    for number, value in enumerate(values):
+        path = root / f"sys/devices/system/cpu/cpu{number}/cpufreq/scaling_governor"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{value}\n")
+
+
+def test_a_setting_of_several_devices(root: Path) -> None:
+    spec = {"path": "/sys/devices/system/cpu/cpu*/cpufreq/scaling_governor", "value": "performance"}
+    declared = {"settings": [spec]}
+    assert role(root, declared).compare()["not_applied"] == [f"setting {spec['path']}: there is none on this host"]
+    governor(root, "powersave", "powersave")
+    role(root, declared).begin(apply=True)
+    assert len(make(root, declared)[0]) == 2
+    role(root, declared).finish(apply=True)
+    governor(root, "performance", "schedutil")
+    assert role(root, declared).compare()["violations"] == [
+        f"setting {spec['path']}: value is performance, schedutil, declared performance"
+    ]
+    role(root, {}).remove(apply=True, safe_mode=True)
+    assert (root / "sys/devices/system/cpu/cpu1/cpufreq/scaling_governor").read_text() == "powersave\n"
+
+
+def test_a_module_without_its_device_is_neither_loaded_nor_missing(root: Path) -> None:
+    declared = {"modules": [{"name": "nvidia", "pci_vendor": "0x10de", "device": "NVIDIA", "version": "575.*"}]}
+    found = role(root, declared).compare()
+    assert found["violations"] == []
+    assert found["not_applied"] == ["kernel module nvidia: module not loaded: no NVIDIA device"]
+    device = root / "sys/bus/pci/devices/0000:17:00.0"
+    device.mkdir(parents=True)
+    (device / "vendor").write_text("0x10de\n")
+    assert role(root, declared).compare()["violations"] == ["kernel module nvidia: not loaded, declared loaded"]
+    (root / "sys/module/nvidia").mkdir(parents=True)
+    (root / "sys/module/nvidia/version").write_text("535.261.03\n")
+    assert role(root, declared).compare()["violations"] == ["kernel module nvidia: version is 535.261.03, declared 575.*"]
+    (root / "sys/module/nvidia/version").write_text("575.57.08\n")
+    assert role(root, declared).compare()["violations"] == []
