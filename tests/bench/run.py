@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure, and write docs/benchmarks.json and the tables of docs/benchmarks.md.
 
-    tests/bench/run.py [site] [gateway]      both, unless one is named
+    tests/bench/run.py [site] [gateway] [gpu_stack]      all, unless one is named
 
-Needs the lab (`make up`); makes eight hosts more and removes them. What is claimed are ratios within one run: the
+Needs the lab (`make up`); makes eight hosts more, then four, and removes them. What is claimed are ratios within one run: the
 variants of a measurement take turns, and each figure is the median of its rounds.
 """
 
@@ -39,6 +39,8 @@ FULL_ROUNDS = 1
 PYINFRA = "pyinfra==3.10.0"
 PYINFRA_VENV = lab.LAB / "bench-venv"
 INVENTORY = ["-i", "tests/bench/hosts.yml"]
+GPU_HOSTS = (1, 4)
+GPU_INVENTORY = ["-i", "tests/bench/gpu_hosts.yml"]
 CLIENTS = 8
 REQUESTS = 200
 
@@ -202,6 +204,38 @@ def measure_site(hosts: int, state: Path) -> dict[str, list[float]]:
     return seconds
 
 
+# --- the GPU stack ----------------------------------------------------------------------------------------------------
+
+
+def bench_gpu_stack() -> Result:
+    """A comparison of the whole GPU stack that finds nothing to do, against one apt task for each package."""
+    print("  making four hosts and installing a stack of small packages on them", flush=True)
+    run(["ansible-playbook", *GPU_INVENTORY, "tests/lab/create.yml"])
+    try:
+        run(["ansible-playbook", *GPU_INVENTORY, *(f"molecule/gpu_repository/{name}.yml" for name in ("prepare", "converge"))])
+        return {"hosts": {str(hosts): measure_gpu_stack(hosts) for hosts in GPU_HOSTS}}
+    finally:
+        if not os.environ.get("KEEP_LAB"):
+            run(["ansible-playbook", *GPU_INVENTORY, "tests/lab/destroy.yml"])
+
+
+def measure_gpu_stack(hosts: int) -> dict[str, list[float]]:
+    limit = ",".join(f"bench-gpu{number}-debian12" for number in range(1, hosts + 1))
+    playbooks = {"ping": "ping.yml", "no_change": "gpu_stack.yml", "apt_tasks": "apt_tasks.yml"}
+    seconds: dict[str, list[float]] = {name: [] for name in playbooks}
+    for number in range(ROUNDS):
+        for name, playbook in playbooks.items():
+            forget_connections()
+            started = time.monotonic()
+            output = run(["ansible-playbook", *GPU_INVENTORY, HERE / playbook, "--limit", limit])
+            seconds[name].append(round(time.monotonic() - started, 3))
+            if set(re.findall(r"changed=(\d+)", output.rpartition("PLAY RECAP")[2])) != {"0"}:
+                raise lab.LabError(f"this run should have changed nothing:\n{output[-3000:]}")
+        shown = ", ".join(f"{name} {values[-1]:.2f} s" for name, values in seconds.items())
+        print(f"  {hosts} host(s), round {number + 1} of {ROUNDS}: {shown}", flush=True)
+    return seconds
+
+
 # --- the gateway ------------------------------------------------------------------------------------------------------
 
 
@@ -338,6 +372,25 @@ def site_tables(found: Result) -> list[str]:
     ]
 
 
+def gpu_stack_tables(found: Result) -> list[str]:
+    names = {
+        "ping": "a playbook with one `ansible.builtin.ping`",
+        "no_change": "driver, two toolkits, container toolkit and their source, nothing to do (two module calls per host)",
+        "apt_tasks": "their nine packages alone, one `ansible.builtin.apt` task for each",
+    }
+    sizes = list(found["hosts"])
+    head = [
+        "| | " + " | ".join(f"{size} host{'s' if size != '1' else ''}" for size in sizes) + " |",
+        "|---|" + "---|" * len(sizes),
+    ]
+    rows = [
+        f"| {text} | " + " | ".join(spread(found["hosts"][size][name]) for size in sizes) + " |" for name, text in names.items()
+    ]
+    middle = statistics.median
+    ratios = [middle(found["hosts"][size]["apt_tasks"]) / middle(found["hosts"][size]["no_change"]) for size in sizes]
+    return [*head, *rows, "| **apt tasks / comparison** | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |"]
+
+
 def gateway_table(found: Result) -> list[str]:
     def middle(way: str, name: str) -> float:
         return statistics.median(item[name] for item in found["ways"][way])
@@ -360,7 +413,7 @@ def report(results: Result) -> None:
     path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     page = ROOT / "docs" / "benchmarks.md"
     text = page.read_text(encoding="utf-8")
-    for name, table in (("site", site_tables), ("gateway", gateway_table)):
+    for name, table in (("site", site_tables), ("gateway", gateway_table), ("gpu_stack", gpu_stack_tables)):
         if name in known:
             lines = [f"Measured {known[name]['when']} on {known[name]['machine']}.", "", *table(known[name])]
             begin, end = f"<!-- {name}: written by make bench -->", f"<!-- {name}: end -->"
@@ -369,17 +422,20 @@ def report(results: Result) -> None:
 
 
 def main(names: list[str]) -> int:
-    parts: dict[str, Callable[[], Result]] = {"site": bench_site, "gateway": bench_gateway}
+    parts: dict[str, Callable[[], Result]] = {"site": bench_site, "gateway": bench_gateway, "gpu_stack": bench_gpu_stack}
     unknown = sorted(set(names) - set(parts))
     if unknown:
         print(f"error: unknown benchmark {', '.join(unknown)}; known are {', '.join(parts)}")
         return 2
     try:
         lab.choose_engine()
-        if not lab.lab_is_up() or not (lab.LAB / "endpoint.json").exists() or not shutil.which("ssh"):
+        chosen = set(names or parts)
+        if chosen - {"gpu_stack"} and (not lab.lab_is_up() or not (lab.LAB / "endpoint.json").exists()):
             raise lab.LabError("The benchmark measures the lab: run `make up` first.")
+        if not shutil.which("ssh") or not lab.engine_answers():
+            raise lab.LabError("There is no container engine of the lab: run `make up` first.")
         for name, measure in parts.items():
-            if not names or name in names:
+            if name in chosen:
                 print(f"{name}:", flush=True)
                 when = time.strftime("%Y-%m-%d", time.gmtime())
                 report({name: {"when": when, "machine": machine(), **measure()}})
