@@ -31,6 +31,10 @@ options:
   driver_version:
     description: The driver that is about to be installed; the loaded one is looked at when empty.
     type: str
+  loaded_driver:
+    description: Whether to look at the driver that is there; not before a run that may replace it.
+    type: bool
+    default: true
   fabric_manager:
     description: Whether the fabric manager will be there.
     type: bool

@@ -34,7 +34,7 @@ ACS_REDIRECTS = 0x0C
 
 # The packages that tell a component's version, the first that is installed; a group takes part of the name.
 COMPONENTS = {
-    "driver": (r"libnvidia-compute(?:-\d+)?", r"libcuda1", r"libcuda1-\d+", r"nvidia-driver-cuda-libs"),
+    "driver": (r"libnvidia-compute(?:-\d+)?", r"libcuda1", r"libcuda1-\d+", r"nvidia-driver-cuda-libs", r"nvidia-driver-cuda"),
     "kernel_module": (
         r"nvidia-kernel-open-dkms",
         r"nvidia-open-kernel-dkms",
@@ -129,13 +129,20 @@ class GpuHost:
             "headers": (self.root / f"lib/modules/{release}/build/Makefile").exists(),
             "secure_boot": secure_boot,
             "secure_boot_reason": reason,
-            "module_signing_key": any((self.root / name).exists() for name in keys),
+            "module_signing_key": any(self.enrolled(self.root / name) for name in keys),
             "iommu": sorted(path.name for path in self.root.glob("sys/class/iommu/*")),
             "iommu_group_types": sorted({self.read(path) or "" for path in self.root.glob("sys/kernel/iommu_groups/*/type")}),
             "acs_redirecting_bridges": [path.name for path in bridges if acs_redirects(path / "config")],
             "nouveau_loaded": (self.root / "sys/module/nouveau").exists(),
             "peermem_loaded": (self.root / "sys/module/nvidia_peermem").exists(),
         }
+
+    @staticmethod
+    def enrolled(key: Path) -> bool:
+        """Whether the firmware trusts a key; DKMS makes one, which is of no use before someone enrols it."""
+        if not key.exists() or not shutil.which("mokutil"):
+            return False
+        return "already enrolled" in command("mokutil", "--test-key", str(key)).stdout
 
     def secure_boot(self) -> tuple[bool | None, str]:
         if not (self.root / "sys/firmware/efi").exists():

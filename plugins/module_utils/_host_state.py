@@ -326,7 +326,7 @@ class Files(PathKind):
     def make(self, spec: Spec, live: Snapshot, apply: bool) -> list[str]:
         content = spec.get("content")
         if content is None:  # made on the host by something else, which also knows when
-            return self.own(spec, live, apply) if live else []
+            return self.own(spec, live, apply) if live.get("type") == "file" else []
         if live.get("sha256") == spec["sha256"]:
             return self.own(spec, live, apply)
         if live and live["type"] != "file":

@@ -38,6 +38,13 @@ def dearmored(content: bytes) -> bytes:
     return packets
 
 
+def armored(packets_: bytes) -> bytes:
+    """The packets as text, and nothing besides them."""
+    text = base64.encodebytes(packets_).replace(b"\n", b"")
+    lines = [text[start : start + 64] for start in range(0, len(text), 64)]
+    return b"\n".join([b"-----BEGIN PGP PUBLIC KEY BLOCK-----", b"", *lines, b"-----END PGP PUBLIC KEY BLOCK-----", b""])
+
+
 def packets(content: bytes) -> Iterator[tuple[int, bytes]]:
     """(tag, body) of each packet (RFC 9580, section 4.2)."""
     position = 0

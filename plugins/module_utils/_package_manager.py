@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 Command = list[str]
+# What a 64-bit machine has beside its own.
+FOREIGN = ("i386", "armhf", "armel")
 
 
 class PackageError(Exception):
@@ -145,18 +147,23 @@ class Apt(PackageManager):
         for paragraph in text.split("\n\n"):
             fields = {}
             for line in paragraph.split("\n"):
-                if line.startswith(("Package:", "Status:", "Version:")):
+                if line.startswith(("Package:", "Status:", "Version:", "Architecture:")):
                     key, _colon, value = line.partition(": ")
                     fields[key] = value
             if fields:
                 yield fields
 
     def installed(self) -> dict[str, tuple[str, bool]]:
-        return {
-            fields["Package"]: (fields["Version"], fields["Status"].startswith("hold "))
-            for fields in self.paragraphs()
-            if fields.get("Status", "").endswith(" ok installed")
-        }
+        found: dict[str, tuple[str, bool]] = {}
+        native: set[str] = set()
+        for fields in self.paragraphs():
+            name = fields["Package"]
+            # Of a package that is there for several architectures, the machine's own counts.
+            if fields.get("Status", "").endswith(" ok installed") and name not in native:
+                found[name] = (fields["Version"], fields["Status"].startswith("hold "))
+                if fields.get("Architecture") not in FOREIGN:
+                    native.add(name)
+        return found
 
     def interrupted(self) -> list[str]:
         whole = ("", "installed", "config-files", "not-installed")
@@ -260,7 +267,8 @@ class Dnf(PackageManager):
 
     def offered(self, names: Iterable[str]) -> dict[str, list[str]]:
         form = "%{name} %{version}-%{release}\n"
-        listing = command("dnf", "-q", f"--installroot={self.root}", "repoquery", "--showduplicates", "--qf", form, *names)
+        query = ["repoquery", "--disableplugin=versionlock", "--showduplicates", "--qf", form]
+        listing = command("dnf", "-q", f"--installroot={self.root}", *query, *names)
         versions: dict[str, list[str]] = {}
         for line in reversed(listing.stdout.splitlines()):  # dnf lists the oldest first
             name, _blank, version = line.strip().partition(" ")
@@ -269,7 +277,8 @@ class Dnf(PackageManager):
         return versions
 
     def change(self, wanted: dict[str, str]) -> Change:
-        plan = command("dnf", f"--installroot={self.root}", "--assumeno", "install", *self._words(wanted))
+        unlocked = ["--assumeno", "--disableplugin=versionlock", "--allowerasing"]
+        plan = command("dnf", f"--installroot={self.root}", *unlocked, "install", *self._words(wanted))
         change = Change()
         section = ""
         for line in plan.stdout.splitlines():
@@ -288,7 +297,15 @@ class Dnf(PackageManager):
         return change
 
     def fetch_command(self, wanted: dict[str, str]) -> Command:
-        return ["dnf", *self.options, "--downloadonly", "install", *self._words(wanted)]
+        return [
+            "dnf",
+            *self.options,
+            "--disableplugin=versionlock",
+            "--allowerasing",
+            "--downloadonly",
+            "install",
+            *self._words(wanted),
+        ]
 
     def install_command(self, wanted: dict[str, str]) -> Command:
         return ["dnf", *self.options, "--disableplugin=versionlock", "--allowerasing", "install", *self._words(wanted)]

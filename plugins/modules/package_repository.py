@@ -82,7 +82,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.urls import open_url
 from ansible_collections.onprem.llm.plugins.module_utils._host_state import write_file
-from ansible_collections.onprem.llm.plugins.module_utils._openpgp import OpenPGPError, fingerprints
+from ansible_collections.onprem.llm.plugins.module_utils._openpgp import OpenPGPError, armored, dearmored, fingerprints
 from ansible_collections.onprem.llm.plugins.module_utils._package_manager import command, last_lines
 
 # What the package managers say, and what an operator should look at.
@@ -145,9 +145,14 @@ class PackageRepository:
             return b""
         try:
             with open_url(url, timeout=30, ca_path=self.given["ca_path"]) as answer:
-                return bytes(answer.read(1 << 20))
+                fetched = bytes(answer.read(1 << 20))
         except Exception as error:  # urllib's, ssl's and socket's errors have no common base
             raise RepositoryError(f"The key of the repository cannot be fetched from {url}: {error}.") from error
+        try:
+            # Written anew from what was looked at: another reader must not find a key that this one did not see.
+            return armored(dearmored(fetched))
+        except OpenPGPError as error:
+            raise RepositoryError(f"What {url} holds is no public key: {error}.") from error
 
     def checked(self, key: bytes) -> list[str]:
         origin = self.given["key_url"] or "the given file"

@@ -46,6 +46,15 @@ options:
     type: list
     elements: str
     default: []
+  fetch_only:
+    description: Only fetch what would be installed, so that the installation itself is short.
+    type: bool
+    default: false
+  former:
+    description:
+      - File on the host that keeps the versions of what is replaced, until something removes it. A run that was killed after
+        the installation leaves it to the next, which can then still go back.
+    type: path
   allow_removal:
     description: Names or patterns of packages that the transaction may remove. Any other removal is refused.
     type: list
@@ -76,7 +85,9 @@ installed:
   type: dict
   sample: {"libnccl2": "2.22.3-1-1"}
 replaced:
-  description: Packages of which another version was installed, name to that version; what it takes to go back.
+  description: >-
+    Packages of which another version was installed, name to that version; what it takes to go back. With O(former), those of
+    an earlier run among them.
   returned: always
   type: dict
 removed:
@@ -99,6 +110,7 @@ seconds:
 """
 
 import fnmatch
+import json
 import re
 import subprocess
 import time
@@ -106,6 +118,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.onprem.llm.plugins.module_utils._host_state import write_file
 from ansible_collections.onprem.llm.plugins.module_utils._package_manager import (
     Change,
     PackageError,
@@ -126,6 +139,10 @@ class PinnedPackages:
         self.holds: list[str] = module.params["holds"]
         self.manager = package_manager()
         self.commands: list[list[str]] = []
+        self.former_path = Path(module.params["former"]) if module.params["former"] else None
+        self.former: dict[str, str] = {}
+        if self.former_path and self.former_path.exists():
+            self.former = json.loads(self.former_path.read_text(encoding="utf-8"))
 
     def run(self) -> dict[str, Any]:
         begun = time.monotonic()
@@ -135,10 +152,10 @@ class PinnedPackages:
                 self.execute(words, fatal=False)
         before = self.manager.installed()
         wanted = differing(before, self.packages)
-        change = self.install(wanted) if wanted else Change()
+        change = self.install(wanted, before) if wanted else Change()
         after = before if self.module.check_mode or not wanted else self.manager.installed()
         unheld = plan_holds({**after, **{name: (version, False) for name, version in change.install.items()}}, self.holds)
-        if unheld:
+        if unheld and not self.module.params["fetch_only"]:
             self.execute(self.manager.hold_command(unheld))
         if not self.module.check_mode and (left := self.manager.interrupted()):
             raise PackageError(f"{', '.join(left)} could not be finished; `dpkg --configure -a` on the host says why.")
@@ -146,7 +163,7 @@ class PinnedPackages:
             "changed": bool(self.commands),
             "commands": [" ".join(words) for words in self.commands],
             "installed": change.install,
-            "replaced": {name: before[name][0] for name in change.install if name in before},
+            "replaced": self.former,
             "removed": change.remove,
             "fetch_bytes": change.fetch_bytes,
             "disk_bytes": change.disk_bytes,
@@ -154,18 +171,19 @@ class PinnedPackages:
             "diff": self.diff(before, change, unheld),
         }
 
-    def install(self, wanted: dict[str, str]) -> Change:
-        if self.module.check_mode:
-            known = self.manager.offered(wanted)
-            if not all(known.get(name) for name in wanted):
-                # The play would have added or read a repository by now, which check mode does not.
-                self.commands.append(self.manager.install_command(wanted))
-                change = Change()
-                change.install = {name: pattern or "(newest)" for name, pattern in wanted.items()}
-                return change
-        else:
+    def install(self, wanted: dict[str, str], before: dict[str, tuple[str, bool]]) -> Change:
+        if not self.module.check_mode:
             self.manager.refresh()
-        exact = self.manager.resolve(wanted)
+        try:
+            exact = self.manager.resolve(wanted)
+        except PackageError:
+            if not self.module.check_mode:
+                raise
+            # The play would have added or read a repository by now, which check mode does not.
+            self.commands.append(self.manager.install_command(wanted))
+            change = Change()
+            change.install = {name: pattern or "(newest)" for name, pattern in wanted.items()}
+            return change
         change = self.manager.change(exact)
         allowed = self.module.params["allow_removal"]
         lost = [name for name in change.remove if not any(fnmatch.fnmatchcase(name, pattern) for pattern in allowed)]
@@ -177,8 +195,19 @@ class PinnedPackages:
         self.manager.need_space(change)
         if change.fetch_bytes:
             self.execute(self.manager.fetch_command(exact))
+        if self.module.params["fetch_only"]:
+            change.install, change.remove = {}, []
+            return change
+        self.remember({name: before[name][0] for name in {*change.install, *change.remove} if name in before})
         self.execute(self.manager.install_command(exact))
         return change
+
+    def remember(self, replaced: dict[str, str]) -> None:
+        # What an earlier run replaced is what was there when all was well.
+        self.former = {**replaced, **self.former}
+        if self.former_path and self.former and not self.module.check_mode:
+            self.former_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_file(self.former_path, json.dumps(self.former, sort_keys=True).encode())
 
     def execute(self, words: list[str], fatal: bool = True) -> None:
         self.commands.append(words)
@@ -225,6 +254,8 @@ def main() -> None:
                 "options": {"name": {"type": "str", "required": True}, "version": {"type": "str", "default": ""}},
             },
             "holds": {"type": "list", "elements": "str", "default": []},
+            "fetch_only": {"type": "bool", "default": False},
+            "former": {"type": "path"},
             "allow_removal": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,

@@ -124,10 +124,15 @@ def problems(facts: Mapping[str, Any], chosen: Mapping[str, Any], **options: Any
 
 
 def driver_problems(
-    facts: Mapping[str, Any], chosen: Mapping[str, Any], driver_version: str = "", fabric_manager: bool | None = None, **_: Any
+    facts: Mapping[str, Any],
+    chosen: Mapping[str, Any],
+    driver_version: str = "",
+    fabric_manager: bool | None = None,
+    loaded_driver: bool = True,
+    **_: Any,
 ) -> Iterator[str]:
     release, driver = chosen["cuda"]["release"], chosen["driver"]
-    loaded = facts["module"]["version"] if not driver_version else None
+    loaded = facts["module"]["version"] if loaded_driver and not driver_version else None
     if driver_version and older(driver_version, driver["minimum"]):
         yield (
             f"nvidia_driver_version is {driver_version}, and CUDA {release} wants {driver['minimum']} or newer. Set a version of "
@@ -139,7 +144,7 @@ def driver_problems(
             f"{driver['minimum_compatible']}). Upgrade it with the role nvidia_driver, or take an older onprem_llm_gpu_stack."
         )
     manager, installed = facts["versions"].get("fabric_manager"), facts["versions"].get("driver")
-    if not driver_version and manager and installed and manager != installed:
+    if loaded_driver and not driver_version and manager and installed and manager != installed:
         yield (
             f"the fabric manager is {manager} and the driver {installed}; they must be of one version. Run the role "
             "nvidia_driver, which installs both."

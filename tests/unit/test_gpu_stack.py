@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible_collections.onprem.llm.plugins.plugin_utils._gpu_stack import (
     COMPONENTS,
     GpuStackError,
@@ -178,3 +181,17 @@ def test_minor_version_compatibility_is_enough() -> None:
 def test_platforms() -> None:
     assert platform_of("rhel9")["format"] == "rpm"
     assert platform_of("debian13")["key"] != platform_of("debian12")["key"]
+
+
+def test_nothing_else_is_held() -> None:
+    text = (Path(__file__).resolve().parents[2] / "roles/cuda/vars/main.yml").read_text(encoding="utf-8")
+    patterns = yaml.safe_load(text)["__cuda_distribution_holds"]
+    others = ("libcurl4", "libcurl3-gnutls", "libcups2", "libnvme1", "libcue2", "libcunit1", "libnvpair3linux", "nvidia-smi")
+    assert [name for name in others if any(fnmatch(name, pattern) for pattern in patterns)] == []
+    assert all(any(fnmatch(name, pattern) for pattern in patterns) for name in ("libcublas12", "nvidia-cuda-dev", "libnvrtc12"))
+
+
+def test_a_driver_that_is_about_to_be_replaced_is_no_obstacle() -> None:
+    old = facts(module={"loaded": True, "version": "520.61.05"}, versions={"driver": "520.61.05", "fabric_manager": "515.1"})
+    assert problems(old, chosen("cuda-13.0"), loaded_driver=False) == []
+    assert len(problems(old, chosen("cuda-13.0"))) == 2

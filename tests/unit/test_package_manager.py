@@ -137,3 +137,13 @@ def test_a_hold_of_dnf_is_for_one_name_alone(tmp_path: Path, says: dict[str, str
     locks.parent.mkdir(parents=True)
     locks.write_text("nvidia-driver-3:1-1.*\n")
     assert Dnf(tmp_path).installed() == {"nvidia": ("1-1", False), "nvidia-driver": ("1-1", True)}
+
+
+def test_of_several_architectures_the_machines_own_counts(tmp_path: Path) -> None:
+    status(tmp_path, ("libcuda1", "hold ok installed", "2"))
+    path = tmp_path / "var/lib/dpkg/status"
+    own = path.read_text().replace("Version", "Architecture: amd64\nVersion")
+    foreign = own.replace("amd64", "i386").replace("hold", "install").replace(": 2", ": 1")
+    for text in (own + foreign, foreign + own):
+        path.write_text(text)
+        assert Apt(tmp_path).installed() == {"libcuda1": ("2", True)}

@@ -151,8 +151,9 @@ def toolkit(repository: Repository, release: str, version: str, priority: int) -
 
 
 def driver(repository: Repository, version: str) -> None:
-    for name in ("nvidia-driver-cuda", "nvidia-fabricmanager-575"):
-        repository.add(name, f"{version}-1")
+    # As theirs: each version wants its own libraries, and other branches are on offer under the same names.
+    repository.add("libcuda1", f"{version}-1")
+    repository.add("nvidia-driver-cuda", f"{version}-1", depends=f"libcuda1 (= {version}-1)")
     # Where the test's modprobe reads which module this version would load.
     repository.add("nvidia-kernel-open-dkms", f"{version}-1", {"usr/lib/test-driver/version": f"{version}\n"})
     unit = {"usr/lib/systemd/system/nvidia-persistenced.service": DAEMON.format(name="persistenced")}
@@ -171,7 +172,7 @@ def main(words: Sequence[str]) -> None:
     repository = Repository(place)
     toolkit(repository, "12.4", "12.4.1", 124)
     toolkit(repository, "12.9", "12.9.1", 129)
-    for version in ("575.51.03", "575.57.08"):
+    for version in ("575.51.03", "575.57.08", "580.65.06"):
         driver(repository, version)
     # The running kernel's headers, which no repository has for the kernel of a container.
     release = os.uname().release
