@@ -139,8 +139,14 @@ class Apt(PackageManager):
     name = "apt"
     fetches_to = "/var/cache/apt/archives"
     options: ClassVar[Command] = ["-q", "-y", "-o", "DPkg::Lock::Timeout=300"]
-    # A hold is for others; the play that pins versions is what moves them. Going back to a former version is one such move.
-    install_options: ClassVar[Command] = ["--no-install-recommends", "--allow-change-held-packages", "--allow-downgrades"]
+    # A hold is for others; the play that pins versions is what moves them, and what they depend on, which is on hold too.
+    # Going back to a former version is one such move. Holds of somebody else's are the caller's to respect.
+    install_options: ClassVar[Command] = [
+        "--no-install-recommends",
+        "--ignore-hold",
+        "--allow-change-held-packages",
+        "--allow-downgrades",
+    ]
 
     def paragraphs(self) -> Iterable[dict[str, str]]:
         text = (self.root / "var/lib/dpkg/status").read_text(encoding="utf-8", errors="replace")

@@ -192,6 +192,13 @@ class PinnedPackages:
                 f"Installing {', '.join(exact)} would remove {', '.join(lost)}. Remove them first, or choose other versions; "
                 "nothing was changed."
             )
+        ours = {*exact, *(name for pattern in self.holds for name in fnmatch.filter(change.install, pattern))}
+        foreign = sorted(name for name in change.install if before.get(name, ("", False))[1] and name not in ours)
+        if foreign:
+            raise PackageError(
+                f"Installing {', '.join(exact)} would change {', '.join(foreign)}, which somebody put on hold. Release that hold, or "
+                "choose other versions; nothing was changed."
+            )
         self.manager.need_space(change)
         if change.fetch_bytes:
             self.execute(self.manager.fetch_command(exact))
