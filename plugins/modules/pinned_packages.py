@@ -196,8 +196,8 @@ class PinnedPackages:
         foreign = sorted(name for name in change.install if before.get(name, ("", False))[1] and name not in ours)
         if foreign:
             raise PackageError(
-                f"Installing {', '.join(exact)} would change {', '.join(foreign)}, which somebody put on hold. Release that hold, or "
-                "choose other versions; nothing was changed."
+                f"Installing {', '.join(exact)} would change {', '.join(foreign)}, which somebody put on hold. Release that "
+                "hold, or choose other versions; nothing was changed."
             )
         self.manager.need_space(change)
         if change.fetch_bytes:
