@@ -93,6 +93,13 @@ class PackageManager:
     def unhold_command(self, names: list[str]) -> Command:
         raise NotImplementedError
 
+    def automatic(self) -> set[str]:
+        """Packages that are there for others, and would go with them."""
+        return set()
+
+    def automatic_command(self, names: list[str]) -> Command:
+        raise NotImplementedError
+
     def purged(self, *words: str) -> set[str]:
         """The packages that the package manager would take away."""
         raise NotImplementedError
@@ -230,6 +237,12 @@ class Apt(PackageManager):
 
     def unhold_command(self, names: list[str]) -> Command:
         return ["apt-mark", "unhold", *names]
+
+    def automatic(self) -> set[str]:
+        return set(command("apt-mark", "showauto").stdout.split())
+
+    def automatic_command(self, names: list[str]) -> Command:
+        return ["apt-mark", "auto", *names]
 
     def purged(self, *words: str) -> set[str]:
         # Read without the holds, which are this collection's own; others' packages are kept by the caller's comparison.

@@ -50,6 +50,12 @@ options:
     description: Only fetch what would be installed, so that the installation itself is short.
     type: bool
     default: false
+  keep_automatic:
+    description: >-
+      Packages that are there only because others need them stay so marked, also when they are named in O(packages), so that
+      they go with those others. For going back to what O(former) keeps.
+    type: bool
+    default: false
   former:
     description:
       - File on the host that keeps the versions of what is replaced, until something removes it. A run that was killed after
@@ -206,7 +212,10 @@ class PinnedPackages:
             change.install, change.remove = {}, []
             return change
         self.remember({name: before[name][0] for name in {*change.install, *change.remove} if name in before})
+        automatic = sorted(self.manager.automatic() & set(exact)) if self.module.params["keep_automatic"] else []
         self.execute(self.manager.install_command(exact))
+        if automatic:
+            self.execute(self.manager.automatic_command(automatic))
         return change
 
     def remember(self, replaced: dict[str, str]) -> None:
@@ -262,6 +271,7 @@ def main() -> None:
             },
             "holds": {"type": "list", "elements": "str", "default": []},
             "fetch_only": {"type": "bool", "default": False},
+            "keep_automatic": {"type": "bool", "default": False},
             "former": {"type": "path"},
             "allow_removal": {"type": "list", "elements": "str", "default": []},
         },
