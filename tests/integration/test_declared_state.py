@@ -90,13 +90,13 @@ def test_a_removed_record_makes_the_role_run(compare: Compare, lab_host: Callabl
 def test_drift_is_reported_with_diffs_and_nothing_is_changed(lab_host: Callable[[str], Host]) -> None:
     path = "/etc/security/limits.d/90-onprem.conf"
     gpu1 = lab_host("gpu1")
-    gpu1.check_output(f"echo '* hard nproc 10' >> {path}")
+    gpu1.check_output(f"echo '* hard nproc 50000' >> {path}")
     # Everything that a role could have touched, by path, time and size.
     look = "find /etc /opt/onprem /var/lib/onprem /var/lib/dpkg -printf '%p %C@ %s\\n' | sort | sha256sum"
     before = gpu1.check_output(look)
     report = playbook("-i", INVENTORY, "playbooks/drift.yml", "--limit", "gpu1")
     assert report.code == 0
-    assert "-* hard nproc 10" in report.output
+    assert "-* hard nproc 50000" in report.output
     assert gpu1.check_output(look) == before
 
 

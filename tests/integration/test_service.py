@@ -85,14 +85,18 @@ def test_a_stream_says_what_the_whole_answer_says(endpoint: Endpoint) -> None:
 
 
 def test_a_stream_arrives_token_by_token(endpoint: Endpoint) -> None:
-    # So long that a client which does not get the processor for a moment cannot take it for buffered.
-    tokens, begun = 480, time.monotonic()
-    arrivals = [time.monotonic() for _ in long_stream(endpoint, tokens)]
-    lasted = arrivals[-1] - begun
-    assert len(arrivals) > tokens / 2
-    # Buffered as a whole, all of it would come at the end; buffered in blocks, at a few moments.
-    assert arrivals[0] - begun < lasted / 2
-    assert len({round(arrival, 3) for arrival in arrivals}) > tokens / 10
+    # A model server whose processes share too few cores lets pieces wait at times (up to 0.6 s on two cores, seen beside
+    # the gateway too), so one good stream of several tells: a gateway that buffers spoils each of them.
+    tokens, seen = 480, []
+    for _attempt in range(8):
+        begun = time.monotonic()
+        arrivals = [time.monotonic() - begun for _ in long_stream(endpoint, tokens)]
+        assert len(arrivals) > tokens / 2
+        moments = len({round(arrival, 3) for arrival in arrivals})
+        if moments > tokens / 4 and arrivals[0] < arrivals[-1] / 2:
+            return
+        seen.append(f"{moments} moments from {arrivals[0]:.3f} s to {arrivals[-1]:.3f} s")
+    pytest.fail(f"no stream arrived token by token: {'; '.join(seen)}")
 
 
 @pytest.mark.parametrize("key", ["sk-wrong", "x" * 4096, "sk-' OR 1=1"])
