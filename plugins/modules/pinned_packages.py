@@ -50,6 +50,12 @@ options:
     description: Only fetch what would be installed, so that the installation itself is short.
     type: bool
     default: false
+  preferences:
+    description: >-
+      Files of apt's preferences as they will be, path to content, for this call alone. With O(fetch_only), what is fetched
+      depends on pins that the host is not to have yet.
+    type: dict
+    default: {}
   keep_automatic:
     description: >-
       Packages that are there only because others need them stay so marked, also when they are named in O(packages), so that
@@ -115,11 +121,16 @@ seconds:
   type: float
 """
 
+import contextlib
 import fnmatch
 import json
+import os
 import re
+import shutil
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +145,8 @@ from ansible_collections.onprem.llm.plugins.module_utils._package_manager import
     package_manager,
     plan_holds,
 )
+
+PREFERENCES = "/etc/apt/preferences.d"
 
 
 class PinnedPackages:
@@ -243,6 +256,28 @@ class PinnedPackages:
         return {"before": "".join(f"{line}\n" for line in old), "after": "".join(f"{line}\n" for line in new)}
 
 
+@contextlib.contextmanager
+def preferences(files: dict[str, str]) -> Iterator[None]:
+    """Let apt see its preferences with these files in place of the host's own."""
+    if not files:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="onprem-preferences-") as folder:
+        place = Path(folder) / "preferences.d"
+        if Path(PREFERENCES).is_dir():
+            shutil.copytree(PREFERENCES, place)
+        place.mkdir(exist_ok=True)
+        for path, content in files.items():
+            (place / Path(path).name).write_text(content, encoding="utf-8")
+        configuration = Path(folder) / "apt.conf"
+        configuration.write_text(f'Dir::Etc::preferencesparts "{place}";\n', encoding="utf-8")
+        os.environ["APT_CONFIG"] = str(configuration)
+        try:
+            yield
+        finally:
+            del os.environ["APT_CONFIG"]
+
+
 def explained(done: subprocess.CompletedProcess[str]) -> str:
     """What a package manager said, with what an operator should do about it."""
     said = f"{done.stdout}\n{done.stderr}"
@@ -271,6 +306,7 @@ def main() -> None:
             },
             "holds": {"type": "list", "elements": "str", "default": []},
             "fetch_only": {"type": "bool", "default": False},
+            "preferences": {"type": "dict", "default": {}},
             "keep_automatic": {"type": "bool", "default": False},
             "former": {"type": "path"},
             "allow_removal": {"type": "list", "elements": "str", "default": []},
@@ -278,7 +314,8 @@ def main() -> None:
         supports_check_mode=True,
     )
     try:
-        result = PinnedPackages(module).run()
+        with preferences(module.params["preferences"]):
+            result = PinnedPackages(module).run()
     except PackageError as error:
         module.fail_json(msg=str(error))
     module.exit_json(**result)
