@@ -66,7 +66,7 @@ def run(words: list[str | Path], **extra: str) -> str:
 
 
 def address(number: int) -> str:
-    return f"{lab.SUBNET.rsplit('.', 1)[0]}.{100 + number}"
+    return f"{lab.network().rsplit('.', 1)[0]}.{100 + number}"
 
 
 def ssh(host: str, command: str) -> str:
@@ -273,7 +273,7 @@ def bench_gateway() -> Result:
     endpoint = json.loads((lab.LAB / "endpoint.json").read_text(encoding="utf-8"))
     key = Path(endpoint["api_key_file"]).read_text(encoding="ascii").strip()
     context = ssl.create_default_context(cafile=endpoint["ca_file"])
-    server = f"{lab.SUBNET.rsplit('.', 1)[0]}.21"
+    server = f"{lab.network().rsplit('.', 1)[0]}.21"
     ways: dict[str, tuple[Callable[[], http.client.HTTPConnection], dict[str, str]]] = {
         "straight": (lambda: http.client.HTTPConnection(server, 8000, timeout=60), {}),
         "gateway": (
@@ -302,7 +302,7 @@ def drain(state: str) -> None:
         "import socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/haproxy/admin.sock'); "
         f"s.sendall(b'set server models/gpu2 state {state}\\n'); print(s.recv(4096).decode())"
     )
-    host = f"{lab.SUBNET.rsplit('.', 1)[0]}.11"
+    host = f"{lab.network().rsplit('.', 1)[0]}.11"
     answer = ssh(host, f'sudo python3 -c "{program}"').strip()
     if answer:
         raise lab.LabError(f"the gateway would not {state} gpu2: {answer}")

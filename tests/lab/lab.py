@@ -41,10 +41,14 @@ LAB = ROOT / ".lab"
 HERE = Path(__file__).resolve().parent
 VENV = LAB / "venv"
 LABEL = f"onprem.llm.lab={ROOT}"
-RUNTIME = Path("/run/onprem-llm-lab")
-ENGINE_DATA = Path("/var/lib/onprem-llm-lab")
+# Two labs on one machine need two names; everything in the container engine carries it.
+NAME = os.environ.get("LAB_NAME", "onprem-llm-lab")
+RUNTIME = Path("/run") / NAME
+ENGINE_DATA = Path("/var/lib") / NAME
+# A name of our own, so that a bridge that a killed engine left behind is known as ours.
+BRIDGE = f"lab{hashlib.sha256(f'{ROOT} {NAME}'.encode()).hexdigest()[:8]}"
 FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
-SUBNET = os.environ.get("LAB_SUBNET", "10.203.77.0/24")
+NETWORKS = [f"10.203.{number}.0/24" for number in range(77, 97)]
 GATEWAY_PORT = int(os.environ.get("LAB_GATEWAY_PORT", "8443"))
 
 # What `make up` needs, in GiB. Disk: host images 0.6, package and wheel cache 4.5, controller environment 1.2,
@@ -153,19 +157,29 @@ def port_owner_conflict(port: int) -> bool:
     return False
 
 
-def overlapping_route() -> str:
-    """A route of this machine that overlaps the lab's network, or an empty string."""
-    wanted = ipaddress.ip_network(SUBNET)
+def overlapping_route(wanted: str) -> str:
+    """A route of this machine that overlaps the network and is not the lab's own, or an empty string."""
     for line in Path("/proc/net/route").read_text(encoding="ascii").splitlines()[1:]:
         name, destination, _gateway, flags, *_rest = line.split()
         mask = line.split()[7]
-        if not int(flags, 16) & 1 or destination == "00000000":
+        if not int(flags, 16) & 1 or destination == "00000000" or name == BRIDGE:
             continue
         address = ipaddress.ip_address(bytes.fromhex(destination)[::-1])
         bits = bin(int.from_bytes(bytes.fromhex(mask)[::-1], "big")).count("1")
-        if ipaddress.ip_network(f"{address}/{bits}", strict=False).overlaps(wanted):
+        if ipaddress.ip_network(f"{address}/{bits}", strict=False).overlaps(ipaddress.ip_network(wanted)):
             return f"{name} ({address}/{bits})"
     return ""
+
+
+def network() -> str:
+    """The hosts' network: LAB_SUBNET, else what this lab has already, else the first that no route overlaps."""
+    given = os.environ.get("LAB_SUBNET")
+    if given:
+        return ipaddress.ip_network(given).with_prefixlen
+    before: list[str] = []
+    if (LAB / "inputs.json").exists():
+        before = [json.loads((LAB / "inputs.json").read_text(encoding="utf-8"))["network"]]
+    return next((wanted for wanted in before + NETWORKS if not overlapping_route(wanted)), NETWORKS[0])
 
 
 def lab_is_up() -> bool:
@@ -193,9 +207,9 @@ def check_machine() -> None:
             raise LabError(f"{disk_free_gib(path):.1f} GiB free below {path.parent}, {missing:.1f} GiB wanted.")
     if port_owner_conflict(GATEWAY_PORT):
         raise LabError(f"Port {GATEWAY_PORT} on 127.0.0.1 is taken: free it, or set LAB_GATEWAY_PORT to another one.")
-    route = overlapping_route()
-    if route and not lab_network_exists():
-        raise LabError(f"The lab's network {SUBNET} overlaps the route of {route}: set LAB_SUBNET to a free /24.")
+    route = overlapping_route(network())
+    if route:
+        raise LabError(f"The lab's network {network()} overlaps the route of {route}: set LAB_SUBNET to a free /24.")
     mirror = debian_mirror()
     if mirror:
         why = unreachable(f"{mirror}/dists/{SUITES['debian12']}/InRelease")
@@ -401,6 +415,8 @@ def stop_engine() -> None:
         else:
             raise LabError(f"The container engine (process {pid}) did not end within 30 s: it and {ENGINE_DATA} are left.")
     restore_network()
+    if not own_engine_containers()[1]:
+        subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True, check=False)  # where the engine was killed
     shutil.rmtree(RUNTIME, ignore_errors=True)
 
 
@@ -441,16 +457,12 @@ def leftovers(kinds: Sequence[str]) -> list[str]:
     return sorted(found)
 
 
-def lab_network_exists() -> bool:
-    return bool(shutil.which("docker") and docker("network", "ls", "-q", "--filter", f"label={LABEL}", check=False))
-
-
 def make_image(name: str) -> None:
     """A root file system made from the Debian mirror, imported as a container image."""
     suite = SUITES[name]
     setup = HERE / "image" / "setup.sh"
     wanted = hashlib.sha256(setup.read_bytes() + HOST_PACKAGES.encode() + suite.encode() + b"with-lists").hexdigest()[:16]
-    if docker("images", "-q", "--filter", f"label={LABEL}", f"onprem-llm-lab/{name}:{wanted}"):
+    if docker("images", "-q", "--filter", f"label={LABEL}", f"{NAME}/{name}:{wanted}"):
         return
     say(f"      building the {suite} host image (about a minute)")
     archive = LAB / f"{name}.tar"
@@ -466,9 +478,9 @@ def make_image(name: str) -> None:
         *("--change", f"LABEL {LABEL}"),
         *("--change", 'CMD ["/usr/local/sbin/lab-init"]'),
         str(archive),
-        f"onprem-llm-lab/{name}:{wanted}",
+        f"{NAME}/{name}:{wanted}",
     )
-    docker("tag", f"onprem-llm-lab/{name}:{wanted}", f"onprem-llm-lab/{name}:current")
+    docker("tag", f"{NAME}/{name}:{wanted}", f"{NAME}/{name}:current")
     archive.unlink()
 
 
@@ -482,7 +494,7 @@ def write_inputs() -> None:
     (LAB / "pki").chmod(0o700)
     key = LAB / "ssh" / "id_ed25519"
     if not key.exists():
-        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "onprem-llm-lab", "-f", key])
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", NAME, "-f", key])
     api_key = LAB / "api_key"
     if not api_key.exists():
         descriptor = os.open(api_key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -498,7 +510,9 @@ def write_inputs() -> None:
         "debian_mirror": debian_mirror() or "",
         "gateway_port": GATEWAY_PORT,
         "label": LABEL,
-        "network": ipaddress.ip_network(SUBNET).with_prefixlen,
+        "name": NAME,
+        "bridge": BRIDGE,
+        "network": network(),
         "python_index": next(iter(settings.get("index-url", [])), ""),
         "python_extra_indexes": [url for url in settings.get("extra-index-url", []) if url.startswith("http")],
         "python_find_links": [link for link in links if "://" in link or Path(link).is_dir()],

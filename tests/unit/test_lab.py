@@ -28,7 +28,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     monkeypatch.setattr(lab, "VENV", tmp_path / "lab/venv")
     monkeypatch.setattr(lab, "ENGINE_DATA", tmp_path / "engine")
     monkeypatch.setattr(lab, "lab_is_up", lambda: False)
-    monkeypatch.setattr(lab, "overlapping_route", lambda: "")
+    monkeypatch.setattr(lab, "overlapping_route", lambda _network: "")
     monkeypatch.setattr(lab, "port_owner_conflict", lambda _port: False)
     monkeypatch.setattr(lab, "debian_mirror", lambda: None)
     monkeypatch.setattr(lab, "python_index_problem", lambda: "")
@@ -81,9 +81,21 @@ def test_the_taken_port_is_named(machine: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_an_overlapping_route(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lab, "overlapping_route", lambda: "eth0 (10.0.0.0/8)")
-    monkeypatch.setattr(lab, "lab_network_exists", lambda: False)
+    monkeypatch.setattr(lab, "overlapping_route", lambda _network: "eth0 (10.0.0.0/8)")
     assert "overlaps the route of eth0 (10.0.0.0/8): set LAB_SUBNET" in refusal()
+
+
+def test_a_network_that_another_lab_left_is_passed_over(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LAB_SUBNET", raising=False)
+    monkeypatch.setattr(lab, "overlapping_route", lambda network: "br-1" if network == lab.NETWORKS[0] else "")
+    assert lab.network() == lab.NETWORKS[1]
+    lab.check_machine()
+
+
+def test_a_network_that_was_asked_for_is_not_replaced(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAB_SUBNET", "10.1.2.0/24")
+    monkeypatch.setattr(lab, "overlapping_route", lambda network: "eth0" if network == "10.1.2.0/24" else "")
+    assert "10.1.2.0/24 overlaps the route of eth0" in refusal()
 
 
 def closed_port() -> int:
