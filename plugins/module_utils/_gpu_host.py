@@ -71,12 +71,20 @@ class GpuHost:
         devices = self.devices()
         return {
             **self.system(),
-            "gpus": [device for device in devices if device["class"].startswith(DISPLAY_CLASSES)],
-            "nvswitches": [device for device in devices if device["class"].startswith(BRIDGE_CLASS)],
+            "gpus": [device for device in devices if self.is_gpu(device)],
+            "nvswitches": [device for device in devices if self.is_nvswitch(device)],
             "kernel": self.kernel(),
             "module": self.module(),
             "versions": self.versions(),
         }
+
+    @staticmethod
+    def is_gpu(device: dict[str, Any]) -> bool:
+        return bool(device["class"].startswith(DISPLAY_CLASSES))
+
+    @staticmethod
+    def is_nvswitch(device: dict[str, Any]) -> bool:
+        return bool(device["class"].startswith(BRIDGE_CLASS))
 
     def system(self) -> dict[str, Any]:
         fields = {}
