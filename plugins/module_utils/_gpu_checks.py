@@ -45,11 +45,12 @@ POLICY_ACTIONS = {
 }
 POLICY_VERDICTS = {"ignore": PASS, "watch": WARN, "restart_application": WARN}
 # Reasons for lower clocks that no load explains (nvml.h, nvmlClocksEventReason*).
+# What is known best comes first: a hardware slowdown is said beside its cause.
 THROTTLES = {
-    "hardware_slowdown": "Look at power supply and cooling of the GPU.",
     "hardware_thermal_slowdown": "Look at the cooling: fans, air flow, inlet temperature.",
-    "hardware_power_brake": "Look at the power supply: the board was told to slow down.",
     "software_thermal_slowdown": "Look at the cooling: fans, air flow, inlet temperature.",
+    "hardware_power_brake": "Look at the power supply: the board was told to slow down.",
+    "hardware_slowdown": "Look at power supply and cooling of the GPU.",
 }
 # Bits of the fabric's health mask (nvml.h, NVML_GPU_FABRIC_HEALTH_MASK_*): two for each, where 1 says that it is so.
 FABRIC_HEALTH = {
@@ -345,7 +346,9 @@ class GpuChecks:
                 sorted(names) + sorted(bioses),
                 "one product, one VBIOS",
                 bad=WARN,
-                action="Bring all GPUs of the host to one VBIOS.",
+                action="Bring all GPUs of the host to one VBIOS."
+                if len(names) <= 1
+                else "Replace the GPU that is not as the others.",
                 message=f"products: {', '.join(sorted(names)) or 'unknown'}; VBIOS: {', '.join(sorted(bioses)) or 'unknown'}",
             )
         if self.wanted.numa_nodes is not None:
@@ -667,7 +670,7 @@ class GpuChecks:
         if reasons is None:
             self.unread("throttling", "clock_event_reasons", expected="none")
         else:
-            bad = [reason for reason in reasons if reason in THROTTLES]
+            bad = [reason for reason in THROTTLES if reason in reasons]
             unknown = [reason for reason in reasons if reason.startswith("unknown")]
             self.add(
                 "throttling",

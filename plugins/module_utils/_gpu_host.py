@@ -71,6 +71,7 @@ class GpuHost:
         devices = self.devices()
         return {
             **self.system(),
+            "machine": self.machine(),
             "gpus": [device for device in devices if self.is_gpu(device)],
             "nvswitches": [device for device in devices if self.is_nvswitch(device)],
             "kernel": self.kernel(),
@@ -101,6 +102,11 @@ class GpuHost:
             "codename": fields.get("VERSION_CODENAME"),
             "architecture": platform.machine(),
         }
+
+    def machine(self) -> dict[str, Any]:
+        """What the firmware says the machine is (DMI); its serial number is for root alone."""
+        files = {"vendor": "sys_vendor", "product": "product_name", "serial": "product_serial", "bios_version": "bios_version"}
+        return {name: self.read(f"sys/class/dmi/id/{file}") or None for name, file in files.items()}
 
     def devices(self) -> list[dict[str, Any]]:
         found = []

@@ -56,6 +56,9 @@ ansible_facts:
           description: The machine's architecture.
           type: str
           sample: x86_64
+        machine:
+          description: vendor, product, serial and bios_version of the machine; null is what cannot be read.
+          type: dict
         gpus:
           description: >-
             PCI display devices of NVIDIA, each with address, device_id, class, numa_node, driver, link_speed, link_speed_max,
