@@ -5,7 +5,7 @@ PYTHON ?= python3
 LAB := $(PYTHON) tests/lab/lab.py
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help up test down ask bench lint unit lock docs
+.PHONY: help up test accept test-gpu down ask bench lint unit lock docs
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -20,6 +20,12 @@ down: ## remove every container, network, image and file that the lab made (KEEP
 
 ask: ## stream one completion: make ask PROMPT="You may reproduce"
 	@$(LAB) ask "$(PROMPT)"
+
+accept: ## examine the lab's GPU hosts as a site does, and write reports/acceptance/
+	@$(LAB) exec ansible-playbook -i inventories/lab playbooks/acceptance.yml
+
+test-gpu: ## every GPU module and active test on this machine's NVIDIA GPU, offline: make test-gpu PYTHON=python-with-cupy
+	@$(PYTHON) tests/gpu/run.py
 
 bench: ## measure, and write docs/benchmarks.md
 	@$(PYTHON) tests/bench/run.py

@@ -22,6 +22,7 @@ class ActionModule(ActionBase):
         task_vars = task_vars or {}
         result = super().run(tmp, task_vars)
         arguments = dict(self._task.args)
+        arguments.update(arguments.pop("expectations", None) or {})
         own = arguments.pop("thresholds", None)
         try:
             arguments["policy"] = xid_policy(arguments.pop("xid_policy", None))

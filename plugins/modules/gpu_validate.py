@@ -39,6 +39,10 @@ options:
     description: The site's own entries of the Xid table, merged over the collection's.
     type: dict
     default: {}
+  expectations:
+    description: Any of the options from O(gpus) to O(idle), as one mapping, in place of those given one by one.
+    type: dict
+    default: {}
   gpus:
     description: How many GPUs the host has. Needed where no profile is given.
     type: int
@@ -222,6 +226,7 @@ def main() -> None:
             "profile": {"type": "str"},
             "thresholds": {"type": "dict", "default": {}},
             "xid_policy": {"type": "dict", "default": {}},
+            "expectations": {"type": "dict", "default": {}},
             "kernel_log": {"type": "path"},
             "fail": {"type": "bool", "default": False},
             "expectation": {"type": "dict"},

@@ -59,7 +59,7 @@ PYTHON = (3, 11)
 
 # The settings of pip that decide where a wheel comes from.
 PIP_REACH = ("index-url", "extra-index-url", "find-links", "cert")
-PACKAGES = ("ca-certificates", "docker.io", "iptables", "mmdebstrap", "openssh-client", "python3-venv")
+PACKAGES = ("ca-certificates", "docker.io", "gcc", "iptables", "libc6-dev", "mmdebstrap", "openssh-client", "python3-venv")
 HOST_PACKAGES = "ca-certificates,dbus,iproute2,kmod,openssh-server,procps,python3,python3-apt,sudo,systemd,systemd-sysv,udev"
 SUITES = {"debian12": "bookworm", "debian13": "trixie"}
 
@@ -281,6 +281,8 @@ def install_packages() -> None:
 def package_present(name: str) -> bool:
     if name == "docker.io" and shutil.which("dockerd"):
         return True  # an engine from another source serves as well
+    if name == "gcc" and shutil.which("gcc"):
+        return True
     if name == "python3-venv" and not sys.executable.startswith("/usr/bin/"):
         return True  # this Python is not the distribution's, and brings its own venv
     done = subprocess.run(["dpkg-query", "-W", "-f=${Status}", name], text=True, capture_output=True, check=False)
