@@ -39,7 +39,8 @@ POLICY_ACTIONS = {
     "ignore": "Nothing to do.",
     "watch": "Watch whether it comes again.",
     "restart_application": "Restart what ran on the GPU.",
-    "reset_gpu": "Drain the GPU and reset it (nvidia-smi --gpu-reset).",
+    # The kernel's log keeps the message after the reset.
+    "reset_gpu": "Drain the GPU and reset it (nvidia-smi --gpu-reset); this verdict stays until the next reboot.",
     "reboot_host": "Drain the host and reboot it.",
     "replace": "Take the GPU out of service and have it replaced.",
 }
@@ -131,6 +132,7 @@ class GpuChecks:
             if self.responds():
                 for check in (self.product, self.memory, self.remapping, self.pcie, self.nvlink, self.clocks, self.operation):
                     check()
+                self.readings()
         self.kernel()
         return self.checks
 
@@ -181,10 +183,12 @@ class GpuChecks:
         )
 
     def at_least(self, name: str, path: str, measured: Any, expected: Any, unit: str, field_name: str, action: str) -> None:
+        """A bound of the expectation, or, where that has none, the card's own that NVML gives."""
         if expected is None:
             return
+        source = self.wanted.source(field_name) if getattr(self.wanted, field_name) is not None else "NVML, the card's own"
         if measured is None:
-            self.unread(name, path, expected=expected, source=self.wanted.source(field_name))
+            self.unread(name, path, expected=expected, source=source)
             return
         self.add(
             name,
@@ -192,7 +196,7 @@ class GpuChecks:
             measured,
             expected,
             unit=unit,
-            source=self.wanted.source(field_name),
+            source=source,
             action=action,
             message=f"{measured} {unit} found, at least {expected} {unit} wanted",
         )
@@ -201,13 +205,19 @@ class GpuChecks:
 
     def host(self) -> None:
         state = self.reading["state"]
+        # Calls about one GPU that did not return are laid at its door; these are the driver's own.
+        hung = {path: why for path, why in self.reading["hung_calls"].items() if not path.startswith("GPU ")}
+        if state != "read":
+            said = str(self.reading["reason"])
+        else:
+            said = "; ".join(f"{path}: {why}" for path, why in hung.items()) or "NVML answered"
         self.add(
             "nvml",
-            state == "read",
-            state,
+            state == "read" and not hung,
+            "hung" if hung else state,
             "read",
-            action=NVML_ACTIONS.get(state, NVML_ACTIONS["error"]),
-            message=self.reading["reason"] or "NVML answered every call" if state == "read" else f"{self.reading['reason']}",
+            action=NVML_ACTIONS["hung"] if hung else NVML_ACTIONS.get(state, NVML_ACTIONS["error"]),
+            message=said,
         )
         count = self.reading["count"]
         wanted = self.wanted
@@ -309,7 +319,9 @@ class GpuChecks:
 
     def topology(self) -> None:
         gpus, pairs = self.reading["gpus"], self.reading["topology"]
-        if self.wanted.nvlink == "full_mesh" and len(gpus) > 1:
+        if self.wanted.nvlink == "full_mesh" and self.with_mig(gpus):
+            self.checks.append(Check("nvlink_mesh", SKIPPED, message="NVLink is off while MIG is on"))
+        elif self.wanted.nvlink == "full_mesh" and len(gpus) > 1:
             without = [pair["gpus"] for pair in pairs if pair["nvlink"] is False]
             unknown = [pair["gpus"] for pair in pairs if pair["nvlink"] is None]
             complete = len(pairs) == len(gpus) * (len(gpus) - 1) // 2
@@ -574,7 +586,7 @@ class GpuChecks:
                     unit="generation",
                     source=source,
                     message=f"the GPU is at rest (P{state}) and has lowered its link to generation {pcie['generation']}; "
-                    f"the slot gives {pcie['generation_max']}. The active tests look at it under load",
+                    f"the slot gives {pcie['generation_max']}. In an acceptance, host_to_device_bandwidth looks at it under load",
                 )
             )
             return
@@ -589,8 +601,15 @@ class GpuChecks:
             message=f"generation {pcie['generation']} now, {pcie['generation_max']} at most in this slot, {generation} wanted",
         )
 
+    def with_mig(self, gpus: Iterable[Mapping[str, Any]]) -> bool:
+        """Whether MIG is on and is to be: a GPU's links are then off."""
+        return bool(self.wanted.mig and any((gpu.get("mig") or {}).get("enabled") for gpu in gpus))
+
     def nvlink(self) -> None:
         wanted, links = self.wanted, self.gpu["nvlink"]
+        if wanted.nvlink == "full_mesh" and self.with_mig([self.gpu]):
+            self.checks.append(Check("nvlink_links", SKIPPED, self.subject, message="NVLink is off while MIG is on"))
+            return
         if wanted.nvlink in (None, "none"):
             if wanted.nvlink is None and not links:
                 self.unread("nvlink_links", "nvlink.0", needed=False)
@@ -600,7 +619,8 @@ class GpuChecks:
         expected = wanted.nvlink_links or len(links) or 1
         self.add(
             "nvlink_links",
-            len(active) >= expected and not down,
+            # A board may leave links unused, and then their number is what is known.
+            len(active) >= expected and (wanted.nvlink_links is not None or not down),
             len(active),
             expected,
             unit="links",
@@ -613,7 +633,7 @@ class GpuChecks:
         speeds = [link["bandwidth_gbytes_per_second"] for link in active]
         self.at_least(
             "nvlink_bandwidth",
-            "nvlink.0.version",
+            "nvlink.0.speed",
             None if None in speeds else sum(speeds),
             wanted.nvlink_gbytes_per_second,
             "GB/s",
@@ -792,6 +812,23 @@ class GpuChecks:
                     message=f"in use by {names}" if names else "nothing computes on it",
                 )
 
+    def readings(self) -> None:
+        """Whatever NVML could not read though the GPU has it, also where no check needs it."""
+        errors = self.gpu["errors"]
+        if errors:
+            shown = "; ".join(f"{path}: {why}" for path, why in list(errors.items())[:5])
+            self.add(
+                "readings",
+                False,
+                len(errors),
+                0,
+                unit="errors",
+                source="NVML",
+                bad=WARN,
+                action="Look for NVRM in the kernel's log; reset the GPU if it goes on.",
+                message=shown + (f"; and {len(errors) - 5} more" if len(errors) > 5 else ""),
+            )
+
     # --- the kernel's log --------------------------------------------------------------------------------------------
 
     def kernel(self) -> None:
@@ -832,11 +869,11 @@ class GpuChecks:
                 )
             )
         self.subject = "host"
-        if not devices:
+        if not devices or self.kernel_log_lost:
             self.add(
                 "xid",
                 self.kernel_log_lost is None,
-                "none",
+                "none" if not devices else "some",
                 "none since boot",
                 source=f"{self.kernel_log}; Xid policy {self.policy['version']}",
                 bad=WARN,

@@ -31,6 +31,7 @@ HANGS = 3
 # not supported, no permission, not found, function not found, no data, argument version mismatch, deprecated.
 ABSENT = {3, 4, 6, 13, 21, 25, 26}
 INVALID_ARGUMENT = 2
+NOT_SUPPORTED = 3
 GPU_IS_LOST = 15
 
 ARCHITECTURES = {
@@ -57,6 +58,8 @@ CLOCK_EVENT_REASONS = {
     0x040: "hardware_thermal_slowdown",
     0x080: "hardware_power_brake",
     0x100: "display_clock_setting",
+    0x200: "board_limit",
+    0x400: "reliability",
 }
 FABRIC_STATES = {0: "not_supported", 1: "not_started", 2: "in_progress", 3: "completed"}
 RECOVERY_ACTIONS = {
@@ -84,6 +87,7 @@ LINK_GBPS = {"pascal": 40.0, "volta": 50.0, "turing": 50.0, "ampere": 50.0, "hop
 NVLINK_ERRORS = {"replay": 0, "recovery": 1, "crc_flit": 2, "crc_data": 3}
 # Field identifiers of nvmlDeviceGetFieldValues (nvml.h, NVML_FI_DEV_*).
 FIELD_MEMORY_TEMPERATURE = 82
+FIELD_NVLINK_SPEED = 164
 FIELD_RECOVERY_ACTION = 230
 
 
@@ -126,13 +130,14 @@ class Reader:
             self.unsupported[path] = f"{function}: {error}"
         return None
 
-    def field(self, path: str, handle: Any, number: int, form: Callable[[Any], Any] = int) -> Any:
+    def field(self, path: str, handle: Any, number: Any, form: Callable[[Any], Any] = int) -> Any:
         """One value of nvmlDeviceGetFieldValues, which carries a return code of its own."""
 
         def value(answers: Any) -> Any:
             answer = answers[0]
             if answer.nvmlReturn != 0:
-                raise self.nvml.NVMLError(answer.nvmlReturn)
+                # A driver that is older than the field calls it an invalid argument.
+                raise self.nvml.NVMLError(NOT_SUPPORTED if answer.nvmlReturn == INVALID_ARGUMENT else answer.nvmlReturn)
             # nvmlValueType_t: double, unsigned int, unsigned long, unsigned long long, signed long long, signed int
             names = {0: "dVal", 1: "uiVal", 2: "ulVal", 3: "ullVal", 4: "sllVal", 5: "siVal"}
             return form(getattr(answer.value, names.get(answer.valueType, "uiVal")))
@@ -280,10 +285,13 @@ class Reader:
             active = self.ask(path, "nvmlDeviceGetNvLinkState", handle, link, form=bool)
             if active is None and (path in self.unsupported or self.invalid == path):
                 # The first number that is no link ends the list; a card without NVLink has none.
-                if link:
-                    self.unsupported.pop(path, None)
-                    self.errors.pop(path, None)
+                said = self.errors.pop(path, None) or self.unsupported.pop(path, None)
+                if not link:
+                    self.unsupported[path] = said or "no link"
                 break
+            # In MB/s, one direction; older drivers do not tell, and then the architecture's rate stands for it.
+            number = field_number(self.nvml, "NVML_FI_DEV_NVLINK_GET_SPEED", FIELD_NVLINK_SPEED)
+            speed = self.field(f"{path}.speed", handle, (number, link)) if active else None
             version = self.ask(f"{path}.version", "nvmlDeviceGetNvLinkVersion", handle, link) if active else None
             remote = self.ask(f"{path}.remote", "nvmlDeviceGetNvLinkRemotePciInfo", handle, link, form=pci) if active else None
             kind = (
@@ -302,7 +310,11 @@ class Reader:
                     "link": link,
                     "active": active,
                     "version": version,
-                    "bandwidth_gbytes_per_second": LINK_GBPS.get(architecture or "") if active else None,
+                    "bandwidth_gbytes_per_second": speed * 2 / 1000
+                    if speed
+                    else LINK_GBPS.get(architecture or "")
+                    if active
+                    else None,
                     "remote_type": kind,
                     "remote_bus_id": remote["bus_id"] if remote else None,
                     "errors": {
@@ -327,7 +339,11 @@ class Reader:
             self.unsupported.pop("fabric", None)
             # A structure is filled in place.
             if self.ask("fabric", function, handle, self.nvml.byref(info)) is None:
-                if "fabric" in self.errors:
+                if self.invalid == "fabric":
+                    # A driver that is older than this form of the structure.
+                    self.unsupported["fabric"] = self.errors.pop("fabric", "") or self.unsupported["fabric"]
+                    self.invalid = ""
+                elif "fabric" in self.errors:
                     break
                 continue
             mask = getattr(info, "healthMask", None)
@@ -408,7 +424,9 @@ class Reader:
         """How each pair of GPUs is connected, without counting NVLink, and whether they reach each other through it."""
         self.unsupported, self.errors = {}, {}
         self.place = "topology."
-        handles = {}
+        handles: dict[int, Any] = {}
+        if f"{self.place}handle" in self.skip:
+            return []  # too many calls hung
         for index in range(count):
             handle = self.ask(f"{index}", "nvmlDeviceGetHandleByIndex", index)
             if handle is not None:
@@ -541,14 +559,16 @@ def read_nvml(
         reading = Reading()
         left = deadline_seconds - (time.monotonic() - begun)
         hung = one_child(reading, places or [], skip, left, call_seconds, init_seconds)
-        if hung is None or reading.call in ("init", "import", "") or left <= 0:
+        if hung is None or reading.call in ("init", "import", ""):
+            break
+        if time.monotonic() - begun >= deadline_seconds:
+            # Not the fault of the call that was being made.
+            hung = f"the reading did not end within {deadline_seconds:.0f} s"
             break
         skip[reading.call] = hung
         place = reading.call.partition(".")[0]
         if sum(1 for path in skip if path.startswith(f"{place}.")) >= HANGS:
             skip[f"{place}.handle"] = f"{HANGS} calls did not return; this GPU was not asked for more"
-        if time.monotonic() - begun > deadline_seconds:
-            break
     if hung is not None and reading.state is None:
         reading.state, reading.reason = "hung", hung
     elif reading.state is None:
@@ -592,7 +612,9 @@ def one_child(
     buffer = b""
     try:
         while True:
-            allowed = init_seconds if reading.call in ("", "init", "import") else call_seconds
+            # NVML wakes a GPU when its handle is asked for (nvml.h, nvmlInit_v2).
+            waking = reading.call in ("", "init", "import") or reading.call.endswith(".handle")
+            allowed = init_seconds if waking else call_seconds
             now = time.monotonic()
             wait = min(last + allowed, begun + left) - now
             if wait <= 0 or not select.select([incoming], [], [], wait)[0]:

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 # NVRM: Xid (PCI:0000:05:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.
-XID = re.compile(r"NVRM: (?:GPU at PCI:\S+: )?Xid \((?:PCI:)?(?P<bus>[0-9a-fA-F:.]+)\): (?P<code>\d+), ?(?P<text>.*)")
+# With MIG the instance stands behind the address: NVRM: Xid (PCI:0000:19:00 GPU-I:05): 94, ...
+XID = re.compile(r"NVRM: (?:GPU at PCI:\S+: )?Xid \((?:PCI:)?(?P<bus>[0-9a-fA-F:.]+)[^)]*\): (?P<code>\d+)(?:, ?(?P<text>.*))?")
 # nvidia-nvswitch0: SXid (PCI:0000:c1:00.0): 12028, Non-fatal, Link 32 egress non-posted PRIV error (First)
-SXID = re.compile(r"SXid \(PCI:(?P<bus>[0-9a-fA-F:.]+)\): (?P<code>\d+), ?(?P<text>.*)")
+SXID = re.compile(r"SXid \(PCI:(?P<bus>[0-9a-fA-F:.]+)[^)]*\): (?P<code>\d+)(?:, ?(?P<text>.*))?")
 RECOVERY_CODE = 154
 # "GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)": what counts is the action that it changed to.
 CHANGED_TO = re.compile(r"\bto 0x[0-9a-fA-F]+ \((?P<text>[^)]*)\)")
@@ -38,9 +39,12 @@ def kernel_log(path: str | None = None) -> tuple[list[str], str, str | None]:
     """
     if path:
         try:
-            return Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), path, None
+            lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError as error:
             raise KernelLogError(f"{path}: {error.strerror}") from error
+        if not lines:
+            raise KernelLogError(f"{path} is empty")
+        return lines, path, missing_start(lines)
     tried = []
     try:
         lines = from_journal()
@@ -48,7 +52,7 @@ def kernel_log(path: str | None = None) -> tuple[list[str], str, str | None]:
         tried.append(str(error))
     else:
         if lines:
-            return lines, "journal", None
+            return lines, "journal", missing_start(lines)
         tried.append("the journal has no kernel messages of this boot")
     try:
         lines, first = from_kmsg()
@@ -60,6 +64,11 @@ def kernel_log(path: str | None = None) -> tuple[list[str], str, str | None]:
             return lines, str(KMSG), lost
         tried.append(f"{KMSG} is empty")
     raise KernelLogError("; ".join(tried))
+
+
+def missing_start(lines: list[str]) -> str | None:
+    """What to say of a log that does not go back to the boot: the kernel's first message names its version."""
+    return None if any("Linux version " in line for line in lines) else "the log does not go back to the boot"
 
 
 def from_journal() -> list[str]:
@@ -122,10 +131,19 @@ def events(lines: Iterable[str]) -> list[dict[str, Any]]:
             match = pattern.search(line)
             if match and (kind == "sxid" or "SXid" not in line):
                 found.append(
-                    {"kind": kind, "code": int(match["code"]), "bus_id": bus_id(match["bus"]), "text": match["text"].strip()}
+                    {
+                        "kind": kind,
+                        "code": int(match["code"]),
+                        "bus_id": bus_id(match["bus"]),
+                        "text": (match["text"] or "").strip(),
+                    }
                 )
                 break
     return found
+
+
+def is_recovery(event: Mapping[str, Any]) -> bool:
+    return bool(event["kind"] == "xid" and event["code"] == RECOVERY_CODE)
 
 
 def classify(event: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,7 +151,7 @@ def classify(event: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str, A
     table = policy["codes"] if event["kind"] == "xid" else policy.get("sxid", {})
     entry = table.get(event["code"]) or table.get(str(event["code"])) or {"name": "not in the table", **policy["unknown"]}
     action = entry["action"]
-    if event["kind"] == "xid" and event["code"] == RECOVERY_CODE:
+    if is_recovery(event):
         changed = CHANGED_TO.search(event["text"])
         text = (changed["text"] if changed else event["text"]).lower()
         for known in policy["recovery_actions"]:
@@ -152,6 +170,10 @@ def classify(event: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str, A
 def worst_by_device(found: Iterable[Mapping[str, Any]], policy: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Classified events by device, the most severe action first, each code once with how often it came."""
     order = {name: number for number, name in enumerate(policy["actions"])}
+    found = list(found)
+    # A recovery message tells how it is from then on, so that only a device's last one counts.
+    last = {event["bus_id"]: number for number, event in enumerate(found) if is_recovery(event)}
+    found = [event for number, event in enumerate(found) if not is_recovery(event) or last[event["bus_id"]] == number]
     devices: dict[str, dict[tuple[str, int, str], dict[str, Any]]] = {}
     for event in found:
         known = classify(event, policy)

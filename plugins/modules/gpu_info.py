@@ -97,8 +97,9 @@ gpus:
       type: dict
     nvlink:
       description: >-
-        For each link whether it is active, its version (NVML's code), nominal bandwidth_gbytes_per_second (both directions
-        together), remote_type (gpu or nvswitch), remote_bus_id, and errors (replay, recovery, crc_flit, crc_data).
+        For each link whether it is active, its version (NVML's code), bandwidth_gbytes_per_second (both directions together, by
+        the line rate that NVML gives or else the architecture's), remote_type (gpu or nvswitch), remote_bus_id, and errors
+        (replay, recovery, crc_flit, crc_data).
       type: list
       elements: dict
     fabric:

@@ -214,6 +214,9 @@ def expectation(params: dict[str, Any]) -> Expectation:
         if params[name] is not None:
             wanted[name] = params[name]
             sources.pop(name, None)
+    for name in ("mig", "persistence_mode"):
+        if params[name] is None:
+            sources[name] = "this collection's default"
     known = {field.name for field in dataclasses.fields(Expectation)}
     return Expectation(**{name: value for name, value in wanted.items() if name in known and value is not None}, sources=sources)
 

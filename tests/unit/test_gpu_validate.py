@@ -162,6 +162,53 @@ def test_a_call_that_hangs_is_named_and_the_rest_is_read_all_the_same(run: Valid
     assert [found for found in failed(result) if found[1] == "GPU 4"] == []
 
 
+def inject(run: Validate, machine: str, *lines: str, **arguments: Any) -> dict[str, Any]:
+    """The module's answer on a machine with these lines added to its description."""
+    original = machines.state
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machines, "state", lambda *given: original(*given) + "".join(f"{line}\n" for line in lines))
+        return run(machine=machine, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("machine", "line"), [("pcie_l4", "system.cuda_version @hang"), ("hgx_h100", "device.3.topology.4 @hang")]
+)
+def test_a_call_about_the_whole_host_that_hangs_fails_it(run: Validate, machine: str, line: str) -> None:
+    result = inject(run, machine, line, call_seconds=1)
+    assert ("nvml", "host", "FAIL") in failed(result)
+    (check,) = [check for check in result["checks"] if check["name"] == "nvml"]
+    assert "did not return within 1 s" in check["message"]
+
+
+def test_a_value_that_nvml_fails_to_read_is_said_although_no_check_needs_it(run: Validate) -> None:
+    result = inject(run, "hgx_h100", "device.2.inforom.image !NVML_ERROR_CORRUPTED_INFOROM")
+    assert ("readings", "GPU 2", "WARN") in failed(result)
+
+
+def test_the_deadline_of_the_whole_reading_blames_no_call(run: Validate) -> None:
+    result = run(faults=("hang:3",), call_seconds=60, deadline_seconds=1)
+    assert result["verdict"] == "FAIL"
+    assert result["reading"]["hung_calls"] == {}
+    assert ("nvml", "host", "FAIL") in failed(result)
+    assert "did not end within 1 s" in result["reading"]["reason"]
+
+
+def test_a_machine_with_mig_that_is_to_have_it_passes(run: Validate) -> None:
+    result = run(machine="hgx_h100_mig", profile="hgx_h100", mig=True)
+    assert [found for found in failed(result) if "nvlink" in found[0] or found[0] == "mig_mode"] == []
+
+
+def test_links_that_a_board_leaves_unused_are_not_missed(run: Validate) -> None:
+    lines = [f"device.0.nvlink.{link}.state 0" for link in range(12, 18)]
+    result = inject(run, "hgx_h100", *lines, nvlink_links=12, nvlink_gbytes_per_second=300)
+    assert [found for found in failed(result) if found[0] == "nvlink_links"] == []
+
+
+@pytest.mark.parametrize("line", ["default.field.230 !2", "device.0.field.230 !2"])
+def test_a_driver_that_does_not_know_a_field_yet_is_no_fault(run: Validate, line: str) -> None:
+    assert failed(inject(run, "hgx_h100", line)) == []
+
+
 def test_a_driver_that_hangs_at_the_start_ends_at_the_deadline(run: Validate) -> None:
     result = run(faults=("hang_init",), init_seconds=1)
     assert ("nvml", "host", "FAIL") in failed(result)
@@ -256,8 +303,13 @@ def test_an_xid_of_an_application_is_worth_a_look(run: Validate) -> None:
 
 
 def test_an_xid_of_a_device_that_is_gone_is_told_by_its_address(run: Validate) -> None:
-    result = run(log="NVRM: Xid (PCI:0000:fe:00): 79, GPU has fallen off the bus.\n")
+    result = run(log=f"{QUIET_LOG}NVRM: Xid (PCI:0000:fe:00): 79, GPU has fallen off the bus.\n")
     assert ("xid", "PCI 0000:fe:00", "FAIL") in failed(result)
+
+
+def test_a_log_that_was_cut_off_is_said_also_when_there_are_xids(run: Validate) -> None:
+    result = run(log="NVRM: Xid (PCI:0000:fe:00): 43, x\n")
+    assert ("xid", "host", "WARN") in failed(result)
 
 
 # --- what is read -------------------------------------------------------------------------------------------------------

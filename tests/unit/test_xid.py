@@ -19,6 +19,7 @@ LOG = """\
 [ 1101.1] NVRM: Xid (PCI:0000:1b:00): 13, pid=4711, name=python3, Graphics Exception: ESR 0x504730=0x1
 [ 1102.0] nvidia-nvswitch0: SXid (PCI:0000:c1:00.0): 12028, Non-fatal, Link 32 egress non-posted PRIV error (First)
 [ 1103.0] NVRM: Xid (PCI:0000:5d:00): 154, GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)
+[ 1103.5] NVRM: Xid (PCI:0000:19:00 GPU-I:05 GPU-CI:02): 94, pid=7194, name=python3, Contained: SM (0x1)
 [ 1104.0] NVRM: Xid (PCI:00010000:3b:00): 63, pid='<unknown>', name=<unknown>, Row Remapper: New row marked for remapping
 """
 
@@ -34,6 +35,7 @@ def test_each_message_is_found_with_its_device() -> None:
         ("xid", 13, "0000:1b:00"),
         ("sxid", 12028, "0000:c1:00"),
         ("xid", 154, "0000:5d:00"),
+        ("xid", 94, "0000:19:00"),
         ("xid", 63, "10000:3b:00"),
     ]
     assert found[0]["text"] == "pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
@@ -74,6 +76,25 @@ def test_the_worst_comes_first_and_each_code_once() -> None:
     (device, entries), *_none = _xid.worst_by_device(_xid.events(lines), xid_policy()).items()
     assert device == "0000:05:00"
     assert [(entry["code"], entry["count"]) for entry in entries] == [(79, 1), (13, 2)]
+
+
+def test_only_the_last_recovery_message_of_a_device_counts() -> None:
+    lines = [f"{CHANGED} 0x0 (None) to 0x1 (GPU Reset Required)", f"{CHANGED} 0x1 (GPU Reset Required) to 0x0 (None)"]
+    (entries,) = _xid.worst_by_device(_xid.events(lines), xid_policy()).values()
+    assert [entry["action"] for entry in entries] == ["ignore"]
+
+
+def test_an_empty_log_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "kern.log").touch()
+    with pytest.raises(_xid.KernelLogError, match="is empty"):
+        _xid.kernel_log(str(tmp_path / "kern.log"))
+
+
+def test_a_log_that_does_not_go_back_to_the_boot_says_so(tmp_path: Path) -> None:
+    (tmp_path / "kern.log").write_text("[ 99.0] usb 1-1: new device\n", encoding="utf-8")
+    assert _xid.kernel_log(str(tmp_path / "kern.log"))[2] == "the log does not go back to the boot"
+    (tmp_path / "kern.log").write_text(LOG, encoding="utf-8")
+    assert _xid.kernel_log(str(tmp_path / "kern.log"))[2] is None
 
 
 def test_a_named_log_that_is_not_there_is_an_error_and_not_an_empty_log(tmp_path: Path) -> None:
