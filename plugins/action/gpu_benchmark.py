@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,14 +12,19 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.onprem.llm.plugins.plugin_utils._gpu_data import GpuDataError, profile, thresholds
+from ansible_collections.onprem.llm.plugins.plugin_utils._gpu_data import (
+    GpuDataError,
+    profile,
+    source_of,
+    thresholds,
+)
 
 display = Display()
 
 # A line of progress about this often, in seconds.
 PROGRESS_SECONDS = 15
-# The data file's key for floors of this project's own.
-PROJECT = "project"
+# Ansible loads this file before it forks for the hosts, so all hosts of a run have the same one, and no variable holds it.
+TOKEN = secrets.token_hex(32)
 
 
 class ActionModule(ActionBase):
@@ -33,6 +39,8 @@ class ActionModule(ActionBase):
             arguments.update(floors(arguments))
         except GpuDataError as error:
             raise AnsibleActionFail(str(error)) from error
+        if arguments.get("cluster"):
+            arguments["cluster"] = {**arguments["cluster"], "token": arguments["cluster"].get("token") or TOKEN}
         host = task_vars.get("inventory_hostname", "?")
         if self._task.check_mode or arguments.get("phase", "all") != "all":
             return {**result, **self._call(arguments, task_vars)}
@@ -101,14 +109,11 @@ def floors(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def worded(figures: Mapping[str, Mapping[str, Any]], documents: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The figures with their sources in words, as a report prints them."""
-    found = {}
-    for name, figure in figures.items():
-        found[name] = dict(figure)
-        for key in figure:
-            if not key.endswith("_source"):
-                continue
-            if figure[key] == PROJECT and "share" in figure:
-                found[name][key] = f"This project's own floor, {100 * figure['share']:.0f} % of the peak"
-            else:
-                found[name][key] = str(documents.get(figure[key], {}).get("title", figure[key]))
-    return found
+    whole = {"figures": figures, "documents": documents}
+    return {
+        name: {
+            **figure,
+            **{key: source_of(whole, name, key[: -len("_source")]) for key in figure if key.endswith("_source")},
+        }
+        for name, figure in figures.items()
+    }

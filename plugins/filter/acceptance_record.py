@@ -31,6 +31,10 @@ options:
     description: What M(onprem.llm.gpu_benchmark) returned.
     type: dict
     default: {}
+  collectives:
+    description: What M(onprem.llm.gpu_benchmark) returned for the GPUs of all hosts together.
+    type: dict
+    default: {}
   network:
     description: What M(onprem.llm.network_validate) returned for RV(onprem.llm.network_validate#module:pairs).
     type: dict
@@ -47,8 +51,8 @@ options:
     description: The parts that were to be run.
     type: list
     elements: str
-    choices: [gpu, benchmark, network]
-    default: [gpu, benchmark, network]
+    choices: [gpu, benchmark, collectives, network]
+    default: [gpu, benchmark, collectives, network]
 """
 
 EXAMPLES = r"""
@@ -67,6 +71,7 @@ _value:
 PARTS = {
     "gpu": ("gpu_validate", "the checks of the GPUs"),
     "benchmark": ("active_tests", "the active tests"),
+    "collectives": ("collectives", "NCCL's collectives over the hosts"),
     "network": ("network", "the measurements of the network"),
 }
 # Of each pair of hosts: what the report plots, in which unit, which check bounds it, and what is better.
@@ -80,13 +85,15 @@ def acceptance_record(
     host: str,
     gpu: Mapping[str, Any] | None = None,
     benchmark: Mapping[str, Any] | None = None,
+    collectives: Mapping[str, Any] | None = None,
     network: Mapping[str, Any] | None = None,
     stack: Mapping[str, Any] | None = None,
     figures: Mapping[str, Mapping[str, Any]] | None = None,
     expected: Iterable[str] = tuple(PARTS),
 ) -> dict[str, Any]:
-    gpu, benchmark, network, stack = gpu or {}, benchmark or {}, network or {}, stack or {}
-    parts = {"gpu": gpu, "benchmark": benchmark, "network": network}
+    gpu, network, stack = gpu or {}, network or {}, stack or {}
+    measured = {"benchmark": benchmark or {}, "collectives": collectives or {}}
+    parts = {"gpu": gpu, **measured, "network": network}
     reading = gpu.get("reading") or {}
     driver = reading.get("driver") or {}
     return {
@@ -102,8 +109,9 @@ def acceptance_record(
         },
         "measurements": [
             *(
-                measurement(found, benchmark.get("checks") or [], figures or {})
-                for found in benchmark.get("measurements") or []
+                measurement(found, part.get("checks") or [], figures or {})
+                for part in measured.values()
+                for found in part.get("measurements") or []
                 if is_number(found.get("value"))
             ),
             *(found for pair in network.get("pairs") or [] for found in of_pair(pair, network.get("checks") or [])),

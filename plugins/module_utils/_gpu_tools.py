@@ -10,7 +10,10 @@ tenths of the figure that it is given.
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -34,6 +37,20 @@ NCCL_FIGURES = {
 NCCL_NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|N/A|nan|inf)"
 NCCL_ROW = re.compile(rf"^\s*(?P<size>\d+)\s+(?P<count>\d+)\s+\S.*?\s(?P<figures>{NCCL_NUMBER}(?:\s+{NCCL_NUMBER}){{7}})\s*$")
 RUN_AGAIN = "run the tool by hand and look at what it says"
+
+
+def run(words: list[str], seconds: float) -> tuple[str, int, bool]:
+    """What a tool printed, its code, and whether it was ended, with all that it had started, because it took too long."""
+    child = subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        start_new_session=True, env={**os.environ, "LC_ALL": "C.UTF-8"},
+    )  # fmt: skip
+    try:
+        output, _nothing = child.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        return child.communicate()[0], child.returncode, True
+    return output, child.returncode, False
 
 
 def unreadable(tool: str, why: str, subject: str = "host") -> list[Check]:

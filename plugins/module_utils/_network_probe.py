@@ -291,7 +291,7 @@ class Peer:
         """GB/s over several streams at a time; direction is what the peer does, take or give."""
         wait_until(None if begin is None else begin - PAUSE_SECONDS)
         with contextlib.ExitStack() as stack:
-            connections = [stack.enter_context(self.connected()) for _ in range(streams)]
+            connections = [stack.enter_context(self.connected()) for _stream in range(streams)]
             wait_until(begin)
             transfer = self.send_stream if direction == "take" else self.fetch_stream
             with concurrent.futures.ThreadPoolExecutor(streams) as pool:
@@ -303,7 +303,7 @@ class Peer:
         block = bytes(BLOCK_BYTES)
         end = time.monotonic() + seconds + CONNECT_SECONDS
         while time.monotonic() < end:
-            readable, writable, _ = select.select([connection], [connection], [], 0.2)
+            readable, writable, _errors = select.select([connection], [connection], [], 0.2)
             if readable:
                 return receive_object(connection, COMMAND_BYTES)
             if writable:
@@ -325,7 +325,7 @@ class Peer:
             datagrams.settimeout(MTU_WAIT_SECONDS)
             datagrams.connect(target)
             passes, reason = False, "a packet of that size gets no answer"
-            for _ in range(MTU_ATTEMPTS):
+            for _attempt in range(MTU_ATTEMPTS):
                 nonce = secrets.token_bytes(NONCE_BYTES)
                 text = str(size).encode()
                 try:

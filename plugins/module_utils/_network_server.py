@@ -88,7 +88,7 @@ class Server:
     def serve(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            ready, _, _ = select.select([self.listener, self.datagrams], [], [], max(0.0, end - time.monotonic()))
+            ready, _writable, _errors = select.select([self.listener, self.datagrams], [], [], max(0.0, end - time.monotonic()))
             if self.datagrams in ready:
                 self.echo_datagram()
             if self.listener in ready:

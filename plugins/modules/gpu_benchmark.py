@@ -131,9 +131,10 @@ options:
         type: int
         default: 29471
       token:
-        description: A secret of this run, with which the hosts know each other.
+        description: >-
+          A secret of this run, with which the hosts know each other. Where it is not given, one run of Ansible makes one for all
+          its hosts.
         type: str
-        required: true
       wait_seconds:
         description: How long they wait for each other, in seconds.
         type: int
@@ -255,8 +256,6 @@ seconds:
 import os
 import re
 import shutil
-import signal
-import subprocess
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -353,18 +352,18 @@ class GpuBenchmark:
         path = shutil.which(program)
         if path is None:
             return [Check(name, SKIPPED, message=f"this host has no {program}")]
-        figures = self.parameters["figures"]
+        figures, seconds = self.parameters["figures"], self.parameters["tool_seconds"]
         if name == "nvbandwidth":
             tests = [test for test in _gpu_tools.NVBANDWIDTH_FIGURES if "_read_" not in test]
-            output, code, late = self.command([path, "-j", "-t", *tests])
+            output, code, late = _gpu_tools.run([path, "-j", "-t", *tests], seconds)
         elif name == "nccl_tests":
             gpus = len(self.parameters["gpus"] or []) or self.parameters["expect_gpus"] or self.gpus()
             words = [path, "--minbytes", "1G", "--maxbytes", "8G", "--stepfactor", "2", "--ngpus", str(gpus or 1)]
-            output, code, late = self.command(words)
+            output, code, late = _gpu_tools.run(words, seconds)
         else:
-            output, code, late = self.command([path, "diag", "-r", str(self.parameters["dcgm_level"]), "-j"])
+            output, code, late = _gpu_tools.run([path, "diag", "-r", str(self.parameters["dcgm_level"]), "-j"], seconds)
         if late:
-            message = f"{program} was not done after {self.parameters['tool_seconds']} s"
+            message = f"{program} was not done after {seconds} s"
             return [Check(name, NOT_RUN, message=message, action="raise tool_seconds, or run the tool by hand")]
         if name == "nvbandwidth":
             return _gpu_tools.nvbandwidth(output, figures, code)
@@ -376,18 +375,6 @@ class GpuBenchmark:
     def gpus() -> int:
         """NVIDIA's device nodes; nccl-tests has to be told how many GPUs it shall use."""
         return sum(1 for name in os.listdir("/dev") if re.fullmatch(r"nvidia\d+", name))
-
-    def command(self, words: list[str]) -> tuple[str, int, bool]:
-        child = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            start_new_session=True, env={**os.environ, "LC_ALL": "C.UTF-8"},
-        )  # fmt: skip
-        try:
-            output, _nothing = child.communicate(timeout=self.parameters["tool_seconds"])
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            return child.communicate()[0], child.returncode, True
-        return output, child.returncode, False
 
 
 def main() -> None:
@@ -416,7 +403,7 @@ def main() -> None:
                     "gpus_per_node": {"type": "int", "required": True},
                     "address": {"type": "str", "required": True},
                     "port": {"type": "int", "default": 29471},
-                    "token": {"type": "str", "required": True, "no_log": True},
+                    "token": {"type": "str", "no_log": True},
                     "wait_seconds": {"type": "int", "default": 60},
                 },
             },

@@ -105,6 +105,10 @@ def _name(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _list(value: Any) -> bool:
     return isinstance(value, list)
 
@@ -119,7 +123,7 @@ def _or_null(test: Any) -> Any:
 
 # Field: (required, test, in words)
 TOP: dict[str, tuple[bool, Any, str]] = {
-    "form": (True, lambda value: type(value) is int and value == FORM, f"the number {FORM}"),
+    "form": (True, lambda value: _whole(value) and value == FORM, f"the number {FORM}"),
     "host": (True, _name, "a name"),
     "time": (True, lambda value: isinstance(value, str) and bool(TIME.match(value)), "a time such as 2026-11-25T08:30:00Z (UTC)"),
     "collection_version": (True, _name, "a version"),
@@ -159,7 +163,7 @@ HARDWARE: dict[str, tuple[bool, Any, str]] = {
     "nics": (False, _list, "a list"),
 }
 GPU: dict[str, tuple[bool, Any, str]] = {
-    "index": (True, lambda value: type(value) is int and value >= 0, "a number from 0"),
+    "index": (True, lambda value: _whole(value) and value >= 0, "a number from 0"),
     "name": (True, _or_null(_text), "a product's name, or null"),
     "uuid": (True, _or_null(_text), "text, or null"),
     "serial": (True, _or_null(_text), "text, or null"),

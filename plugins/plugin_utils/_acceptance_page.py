@@ -35,18 +35,19 @@ MEANINGS = {
 }
 # Which part of a machine a check is about: the first word that its name holds.
 CATEGORIES = (
+    ("Links", ("nvlink",)),
     ("Comparison", ("outlier", "equal_gpus")),
     ("Network", ("network", "mtu", "rdma", "interface", "latency", "nic")),
     ("Performance", ("matmul", "bandwidth_test", "bandwidth", "sustained", "determinism", "nccl", "all_reduce", "all_gather")),
-    ("Performance", ("send_recv", "peer_to_peer", "clock_stability", "burn")),
+    ("Performance", ("send_recv", "peer_to_peer", "clock_stability", "burn", "active_tests", "collectives")),
     ("Memory health", ("ecc", "remap", "retired", "memory_errors")),
-    ("Links", ("nvlink", "nvswitch", "fabric", "pcie")),
+    ("Links", ("nvswitch", "fabric", "pcie")),
     ("Topology", ("numa", "topology")),
     ("Power and heat", ("throttl", "temperature", "power", "thermal", "clock", "cooling", "fan")),
-    ("Errors", ("xid", "recovery", "responds", "lost", "hung")),
+    ("Errors", ("xid", "recovery", "responds", "readings", "lost", "hung")),
     ("Settings", ("persistence", "mig", "compute_mode", "idle")),
     ("Identity", ("gpu_count", "count", "product", "pci_devices", "memory", "serial", "vbios")),
-    ("Driver", ("nvml", "driver", "cuda", "examined")),
+    ("Driver", ("nvml", "driver", "cuda", "examined", "gpu_validate")),
 )
 ORDER = (
     *("Driver", "Identity", "Settings", "Memory health", "Links", "Topology", "Power and heat", "Errors"),

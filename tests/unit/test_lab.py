@@ -212,6 +212,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Engine:
     monkeypatch.setattr(lab, "LAB", tmp_path / "lab")
     monkeypatch.setattr(lab, "ENGINE_DATA", engine.root)
     monkeypatch.setattr(lab, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(lab, "BRIDGE", f"test{os.getpid()}")  # not that of a lab which is up
     monkeypatch.setattr(lab, "docker", engine)
     monkeypatch.setattr(lab.shutil, "which", lambda _name: "/usr/bin/docker")
     monkeypatch.setattr(lab.os, "geteuid", lambda: 0)
@@ -229,6 +230,13 @@ def test_down_removes_all(engine: Engine, tmp_path: Path, capsys: pytest.Capture
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().out.endswith("Done.\n")
     down()  # and again, with nothing there
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a network interface")
+def test_down_removes_the_bridge_of_an_engine_that_was_killed(engine: Engine) -> None:
+    lab.run(["ip", "link", "add", lab.BRIDGE, "type", "bridge"])
+    down()
+    assert not Path("/sys/class/net", lab.BRIDGE).exists()
 
 
 def test_down_keeps_the_cache(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
