@@ -25,6 +25,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "plugins" / "module_utils"))
+from _gpu_probe import TESTS
+
 OUTPUT = ROOT / "tests" / "output" / "gpu.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
 FIGURES = ROOT / "docs" / "benchmarks.json"
@@ -35,24 +38,6 @@ BEGIN, END = "<!-- gpu: written by make test-gpu -->", "<!-- gpu: end -->"
 ANSIBLE = ("ansible-core", "cffi", "cryptography", "jinja2", "markupsafe", "packaging", "pycparser", "pyyaml", "resolvelib")
 BUNDLE_BYTES = 60_000_000
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (39, 34, 31, 28, 27, 24, 17)] + ["manylinux2014_x86_64"]
-TESTS = (
-    "memory_bandwidth",
-    "host_to_device_bandwidth",
-    "device_to_host_bandwidth",
-    "matmul_fp64",
-    "matmul_fp32",
-    "matmul_tf32",
-    "matmul_bf16",
-    "matmul_fp16",
-    "matmul_fp8",
-    "determinism",
-    "peer_to_peer_bandwidth",
-    "all_reduce_bus_bandwidth",
-    "all_gather_bus_bandwidth",
-    "send_recv_bandwidth",
-    "sustained_matmul",
-    "memory_pattern",
-)
 
 
 class GpuTestError(Exception):

@@ -59,7 +59,10 @@ PYTHON = (3, 11)
 
 # The settings of pip that decide where a wheel comes from.
 PIP_REACH = ("index-url", "extra-index-url", "find-links", "cert")
-PACKAGES = ("ca-certificates", "docker.io", "gcc", "iptables", "libc6-dev", "mmdebstrap", "openssh-client", "python3-venv")
+PACKAGES = (
+    *("ca-certificates", "docker.io", "gcc", "iproute2", "iptables", "libc6-dev", "mmdebstrap", "openssh-client"),
+    "python3-venv",
+)
 HOST_PACKAGES = "ca-certificates,dbus,iproute2,kmod,openssh-server,procps,python3,python3-apt,sudo,systemd,systemd-sysv,udev"
 SUITES = {"debian12": "bookworm", "debian13": "trixie"}
 
