@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections.abc import Mapping
@@ -48,17 +49,25 @@ class ActionModule(ActionBase):
         if started.get("failed") or "run" not in started:
             return {**result, **started}
         arguments["run"] = started["run"]
-        failed = self._watch(host, arguments, task_vars)
-        if failed:
-            return {**result, **failed}
-        arguments["found"] = []
-        for tool in arguments.get("tools") or []:
-            display.display(f"{host}: GPU tests: {tool}")
-            done = self._call({**arguments, "phase": "tool", "tools": [tool]}, task_vars)
-            if done.get("failed"):
-                return {**result, **done}
-            arguments["found"] += done["checks"]
-        result.update(self._call({**arguments, "phase": "judge"}, task_vars))
+        judged = False
+        try:
+            failed = self._watch(host, arguments, task_vars)
+            if failed:
+                return {**result, **failed}
+            arguments["found"] = []
+            for tool in arguments.get("tools") or []:
+                display.display(f"{host}: GPU tests: {tool}")
+                done = self._call({**arguments, "phase": "tool", "tools": [tool]}, task_vars)
+                if done.get("failed"):
+                    return {**result, **done}
+                arguments["found"] += done["checks"]
+            result.update(self._call({**arguments, "phase": "judge"}, task_vars))
+            judged = not result.get("unreachable") and "verdict" in result
+        finally:
+            if not judged:
+                # Nothing goes on loading the GPUs when nobody looks any more.
+                with contextlib.suppress(Exception):
+                    self._call({**arguments, "phase": "stop"}, task_vars)
         if "verdict" in result:
             display.display(f"{host}: GPU tests {result['verdict']}: {result['summary']}")
         return result
@@ -85,15 +94,15 @@ class ActionModule(ActionBase):
 
 def floors(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The figures that a task means by `machine` or `product`; all products where it means whatever is found."""
-    if arguments.get("figures"):
-        return {}
-    own = arguments.get("thresholds") or None
+    own, given = arguments.get("thresholds") or None, arguments.get("figures")
     if arguments.get("machine"):
         found = profile(str(arguments["machine"]), own)
         more = {}
         if arguments.get("expect_gpus") is None and arguments.get("gpus") is None:
             more["expect_gpus"] = found["gpus"]
-        return {"figures": worded(found["figures"], found["documents"]), **more}
+        return {"figures": given or worded(found["figures"], found["documents"]), **more}
+    if given:
+        return {}
     data = thresholds(own)
     name = arguments.get("product")
     if name:

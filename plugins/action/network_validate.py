@@ -15,6 +15,8 @@ from ansible_collections.onprem.llm.plugins.module_utils._network_probe import T
 display = Display()
 
 # Ansible loads this file before it forks for the hosts, so all hosts of a run have the same one, and no variable holds it.
+# The longest that the module lets a server live.
+LONGEST_SECONDS = 86400
 TOKEN = secrets.token_hex(32)
 
 
@@ -52,7 +54,7 @@ class ActionModule(ActionBase):
         batches = math.ceil(len(names) / forks)
         seconds = batches * timetable.seconds(number)
         if arguments["state"] == "listening" and not arguments.get("seconds"):
-            arguments["seconds"] = max(300, 2 * seconds)
+            arguments["seconds"] = min(LONGEST_SECONDS, max(300, 2 * seconds))
         if arguments["state"] == "measured" and arguments["me"] == names[0] and not self._task.check_mode:
             more = f", in {batches} batches because Ansible has {forks} forks" if batches > 1 else ""
             display.display(

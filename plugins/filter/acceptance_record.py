@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ansible_collections.onprem.llm.plugins.module_utils._verdict import NOT_RUN, SKIPPED, Check
+from ansible_collections.onprem.llm.plugins.module_utils._verdict import NOT_RUN, PASS, SKIPPED, Check
 
 DOCUMENTATION = r"""
 name: acceptance_record
@@ -39,6 +39,12 @@ options:
     description: What M(onprem.llm.network_validate) returned for RV(onprem.llm.network_validate#module:pairs).
     type: dict
     default: {}
+  network_others:
+    description: >-
+      What M(onprem.llm.network_validate) returned on the other hosts; what they found wrong on the way to this one counts.
+    type: list
+    elements: dict
+    default: []
   stack:
     description: The fact C(onprem_gpu_stack) of M(onprem.llm.gpu_stack_info).
     type: dict
@@ -74,10 +80,12 @@ PARTS = {
     "collectives": ("collectives", "NCCL's collectives over the hosts"),
     "network": ("network", "the measurements of the network"),
 }
-# Of each pair of hosts: what the report plots, in which unit, which check bounds it, and what is better.
+# Of each pair of hosts: what the report plots, the check that bounds it and that check's unit, the report's unit and the factor
+# to it, what is better, and whether it is the way back.
 PAIR_FIGURES = (
-    ("latency_median_us", "network_latency_median", "us", 1.0, "lower"),
-    ("send_gbytes_per_second", "network_bandwidth", "Gbit/s", 8.0, "higher"),
+    ("latency_median_us", "network_latency_median", "us", "us", 1.0, "lower", False),
+    ("send_gbytes_per_second", "network_bandwidth", "GB/s", "Gbit/s", 8.0, "higher", False),
+    ("receive_gbytes_per_second", "network_bandwidth", "GB/s", "Gbit/s", 8.0, "higher", True),
 )
 
 
@@ -87,6 +95,7 @@ def acceptance_record(
     benchmark: Mapping[str, Any] | None = None,
     collectives: Mapping[str, Any] | None = None,
     network: Mapping[str, Any] | None = None,
+    network_others: Iterable[Mapping[str, Any]] = (),
     stack: Mapping[str, Any] | None = None,
     figures: Mapping[str, Mapping[str, Any]] | None = None,
     expected: Iterable[str] = tuple(PARTS),
@@ -99,7 +108,10 @@ def acceptance_record(
     return {
         "host": host,
         "profile": gpu.get("profile") or "",
-        "checks": [check for name, part in parts.items() for check in checks_of(name, part, name in set(expected))],
+        "checks": [
+            *(check for name, part in parts.items() for check in checks_of(name, part, name in set(expected))),
+            *of_others(host, network_others),
+        ],
         "hardware": {
             "system": dict(stack.get("machine") or {}),
             "kernel": (stack.get("kernel") or {}).get("release"),
@@ -151,14 +163,27 @@ def measurement(
 
 
 def of_pair(pair: Mapping[str, Any], checks: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    subject = f"{pair.get('from')} -> {pair.get('to')}"
+    there, back = f"{pair.get('from')} -> {pair.get('to')}", f"{pair.get('to')} -> {pair.get('from')}"
     found = []
-    for key, name, unit, factor, better in PAIR_FIGURES:
+    for key, name, checked, unit, factor, better, is_back in PAIR_FIGURES:
         if not is_number(pair.get(key)):
             continue
-        entry = {"name": name, "subject": subject, "value": round(pair[key] * factor, 3), "unit": unit, "better": better}
-        found.append({**entry, **bound_of(name, subject, unit, checks)})
+        entry = {"name": name, "subject": back if is_back else there, "unit": unit, "better": better}
+        bound = bound_of(name, there, checked, checks)
+        if bound:
+            bound["floor"] = round(bound["floor"] * factor, 3)
+        found.append({**entry, "value": round(pair[key] * factor, 3), **bound})
     return found
+
+
+def of_others(host: str, others: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What other hosts found wrong on the way to this one; a pair is measured by one of its two hosts."""
+    return [
+        dict(check)
+        for other in others
+        for check in other.get("checks") or []
+        if check["verdict"] not in (PASS, SKIPPED) and check["subject"].partition(" -> ")[2].split(" ")[0] == host
+    ]
 
 
 class FilterModule:

@@ -1288,7 +1288,11 @@ class Conductor:
             return False
         held = False
         for device in self.devices:
-            if device.get("processes"):
+            if "processes" in device and device["processes"] is None:
+                held = True
+                reason = "NVML does not tell what computes on it, so that it may be in use; allow_busy tests it all the same"
+                self.say({"event": "error", "name": "devices", "subject": device["subject"], "reason": reason})
+            elif device.get("processes"):
                 held = True
                 holders = ", ".join(map(str, device["processes"]))
                 reason = f"processes {holders} compute on it: a test would disturb them, and they it; stop them first"
@@ -1411,6 +1415,9 @@ class Conductor:
         if event["event"] == "error" and event.get("lost"):
             if event.get("late"):
                 child.lost = child.lost or f"{name}, which left the device unusable ({event['reason']})"
+                # Also where no other test follows that would be refused.
+                reason = f"the device was unusable after it: {event['reason']}"
+                self.say({"event": "error", "name": name, "subject": child.subject, "reason": reason})
             else:
                 self.lose(child, name, event["reason"])
             return

@@ -9,11 +9,13 @@ tenths of the figure that it is given.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -41,16 +43,31 @@ RUN_AGAIN = "run the tool by hand and look at what it says"
 
 def run(words: list[str], seconds: float) -> tuple[str, int, bool]:
     """What a tool printed, its code, and whether it was ended, with all that it had started, because it took too long."""
-    child = subprocess.Popen(
-        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-        start_new_session=True, env={**os.environ, "LC_ALL": "C.UTF-8"},
-    )  # fmt: skip
-    try:
-        output, _nothing = child.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
-        return child.communicate()[0], child.returncode, True
-    return output, child.returncode, False
+    # All GPUs, numbered as NVML does.
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    # Not a pipe: what the tool started may hold it open after the tool was ended.
+    with tempfile.TemporaryFile() as output:
+        child = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=environment,
+        )
+        late = False
+        try:
+            child.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            late = True
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=5)  # one that hangs in the driver cannot be ended
+        output.seek(0)
+        code = child.returncode if child.returncode is not None else -1
+        return output.read().decode(errors="replace"), code, late
 
 
 def unreadable(tool: str, why: str, subject: str = "host") -> list[Check]:
@@ -164,6 +181,8 @@ def nccl_tests(program: str, output: str, figures: Figures | None = None, code: 
         return unreadable(name, f"{program} ran without checking its results (-c 0)")
     size, largest = max(rows, key=lambda row: row[0])
     bus, mean = number(largest[2]), number(average[1])
+    if mean is None:
+        return unreadable(name, f"{program} gives {average[1]} as its mean bus bandwidth")
     if not bus:
         return unreadable(name, f"{program} has a bus bandwidth of {largest[2]} at {size} bytes: it ran on one GPU")
     figure = (figures or {}).get(name)

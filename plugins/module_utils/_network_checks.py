@@ -134,9 +134,9 @@ class Judge:
             check.message = ", ".join(f"{port['device']}/{port['port']} runs at {port['rate_gbps']} Gbit/s" for port in slow)
             check.message += f"; {rate} Gbit/s are wanted."
             check.action = "Check cable, transceiver and the switch port's speed."
-        elif ports and not up and count is None:
+        elif down and count is None:
             check.verdict = WARN
-            check.message = f"No RDMA port is active: {', '.join(down)}."
+            check.message = f"{len(up)} of {len(ports)} RDMA ports are active: {', '.join(down)}."
             check.action = "Say with rdma_count how many the host should have."
         return check
 

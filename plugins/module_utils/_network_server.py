@@ -226,7 +226,11 @@ def start(name: str, address: str, port: int, token: str, seconds: int, runtime:
     """
     stop(runtime)
     private_directory(runtime)
-    server = Server(name, address, port, token)
+    try:
+        server = Server(name, address, port, token)
+    except NetworkError:
+        runtime.rmdir()
+        raise
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -292,7 +296,10 @@ def drop_privileges() -> None:
 
 
 def private_directory(path: Path) -> None:
-    path.mkdir(mode=0o700, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise NetworkError(f"{path} cannot be made ({error.strerror}): run it as root (become: true).") from error
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise NetworkError(f"{path} is not a directory of this user alone; remove it.")

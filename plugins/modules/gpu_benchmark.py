@@ -172,7 +172,7 @@ options:
   phase:
     description: Used by the action plugin; V(all) does everything in one call, without progress.
     type: str
-    choices: [all, start, look, tool, judge]
+    choices: [all, start, look, tool, judge, stop]
     default: all
   run:
     description: Used by the action plugin; the run that is looked at.
@@ -279,6 +279,21 @@ class GpuBenchmark:
             self.parameters["deadline_seconds"] = duration + duration // 4 + 600 if burn_in else 90
         chosen = self.parameters["tests"] or (TESTS if burn_in else QUICK_TESTS)
         self.tests = [name for name in TESTS if name in chosen]
+        self.refuse_impossible()
+
+    def refuse_impossible(self) -> None:
+        """A bound that no measurement could miss would be no bound."""
+        for name, figure in self.parameters["figures"].items():
+            if not isinstance(figure, dict) or not isinstance(figure.get("unit"), str):
+                raise GpuBenchmarkError(f"figures.{name} has no unit.")
+            for key in ("floor", "peak", "ceiling"):
+                value = figure.get(key)
+                if value is None:
+                    continue
+                if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+                    raise GpuBenchmarkError(f"figures.{name}.{key} is {value!r}; a number above zero is wanted.")
+        if not 0 < self.parameters["drop_percent"] <= 100:
+            raise GpuBenchmarkError(f"drop_percent is {self.parameters['drop_percent']}; it has to be above 0 and at most 100.")
 
     def run(self) -> dict[str, Any]:
         if self.module.check_mode:
@@ -293,9 +308,15 @@ class GpuBenchmark:
             return {"changed": False, "checks": [c.as_dict() for name in self.parameters["tools"] for c in self.tool(name)]}
         if phase == "judge":
             return self.judge(Run.named(self.parameters["run"] or ""))
+        if phase == "stop":
+            run = Run.named(self.parameters["run"] or "")
+            run.kill()
+            run.forget()
+            return {"changed": False}
         run = self.start()
         try:
             run.wait(float("inf"))
+            self.parameters["run"] = run.path.name
             self.parameters["found"] = [check.as_dict() for name in self.parameters["tools"] for check in self.tool(name)]
         except BaseException:
             run.kill()
@@ -316,7 +337,6 @@ class GpuBenchmark:
     def judge(self, run: Run) -> dict[str, Any]:
         run.kill()
         events, ended = run.events()[0], run.ended()
-        run.forget()
         judge = Judge(
             events,
             self.tests,
@@ -327,6 +347,7 @@ class GpuBenchmark:
             ended,
         )
         checks = judge.checks() + [Check(**check) for check in self.parameters["found"]]
+        run.forget()
         return self.told(checks, events, ended)
 
     def told(self, checks: list[Check], events: list[dict[str, Any]], ended: str) -> dict[str, Any]:
@@ -352,6 +373,11 @@ class GpuBenchmark:
         path = shutil.which(program)
         if path is None:
             return [Check(name, SKIPPED, message=f"this host has no {program}")]
+        refused = self.refused()
+        if refused:
+            return [
+                Check(name, NOT_RUN, message=f"not started: {refused}", action="stop what computes on the GPUs, then test again")
+            ]
         figures, seconds = self.parameters["figures"], self.parameters["tool_seconds"]
         if name == "nvbandwidth":
             tests = [test for test in _gpu_tools.NVBANDWIDTH_FIGURES if "_read_" not in test]
@@ -370,6 +396,13 @@ class GpuBenchmark:
         if name == "nccl_tests":
             return _gpu_tools.nccl_tests(os.path.basename(path), output, figures, code, gpus)
         return _gpu_tools.dcgm(output, code)
+
+    def refused(self) -> str:
+        """Why the probe left the GPUs alone; the tools then do so too."""
+        if not self.parameters["run"]:
+            return ""
+        errors = [event for event in Run.named(self.parameters["run"]).events()[0] if event["event"] == "error"]
+        return next((str(event["reason"]) for event in errors if event["name"] == "devices" and event["subject"] != "host"), "")
 
     @staticmethod
     def gpus() -> int:
@@ -414,7 +447,7 @@ def main() -> None:
             "dcgm_level": {"type": "int", "default": 2},
             "tool_seconds": {"type": "int", "default": 1800},
             "fail": {"type": "bool", "default": False},
-            "phase": {"type": "str", "choices": ["all", "start", "look", "tool", "judge"], "default": "all"},
+            "phase": {"type": "str", "choices": ["all", "start", "look", "tool", "judge", "stop"], "default": "all"},
             "run": {"type": "str"},
             "offset": {"type": "int", "default": 0},
             "wait_seconds": {"type": "int", "default": 10},

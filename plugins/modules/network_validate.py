@@ -291,7 +291,7 @@ class NetworkValidate:
             "expected_seconds": self.timetable.seconds(len(plan)),
             "seconds": round(time.monotonic() - begun, 1),
         }
-        if verdict == FAIL and self.options["fail"]:
+        if verdict == FAIL and self.options["fail"] and not self.module.check_mode:
             self.module.fail_json(msg=f"The network of {me} failed: {result['summary']}", **result)
         return result
 

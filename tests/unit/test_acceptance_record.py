@@ -20,8 +20,19 @@ BENCHMARK = {
     "measurements": [{"name": "memory_bandwidth", "subject": "GPU 0", "value": 2900.0, "unit": "GB/s", "detail": {}}],
 }
 NETWORK = {
-    "checks": [Check("network_latency_median", "PASS", "gpu1 -> gpu2", 41.0, 500, "us", "this project").as_dict()],
-    "pairs": [{"from": "gpu1", "to": "gpu2", "latency_median_us": 41.0, "send_gbytes_per_second": 2.5}],
+    "checks": [
+        Check("network_latency_median", "PASS", "gpu1 -> gpu2", 41.0, 500, "us", "this project").as_dict(),
+        Check("network_bandwidth", "PASS", "gpu1 -> gpu2", 2.4, 1.25, "GB/s", "this project").as_dict(),
+    ],
+    "pairs": [
+        {
+            "from": "gpu1",
+            "to": "gpu2",
+            "latency_median_us": 41.0,
+            "send_gbytes_per_second": 2.5,
+            "receive_gbytes_per_second": 2.4,
+        }
+    ],
 }
 COLLECTIVES = {"checks": [Check("all_reduce_bus_bandwidth_hosts", "PASS", measured=390.0, unit="GB/s").as_dict()]}
 PARTS: dict[str, Any] = {"gpu": GPU, "benchmark": BENCHMARK, "collectives": COLLECTIVES, "network": NETWORK}
@@ -35,10 +46,28 @@ def test_a_whole_record() -> None:
     record = acceptance_record("gpu1", **PARTS, figures={"memory_bandwidth": {"unit": "GB/s", "peak": 3352, "floor": 2849}})
     assert verdict(record) == "PASS"
     assert record["hardware"]["driver_version"] == "570.1"
-    memory, latency, bandwidth = record["measurements"]
+    memory, latency, bandwidth, back = record["measurements"]
     assert (memory["floor"], memory["peak"], memory["source"]) == (2849, 3352, "a document")
     assert (latency["subject"], latency["value"], latency["floor"], latency["better"]) == ("gpu1 -> gpu2", 41.0, 500, "lower")
-    assert (bandwidth["value"], bandwidth["unit"]) == (20.0, "Gbit/s")
+    assert (bandwidth["subject"], bandwidth["value"], bandwidth["unit"], bandwidth["floor"]) == (
+        "gpu1 -> gpu2",
+        20.0,
+        "Gbit/s",
+        10,
+    )
+    assert (back["subject"], back["value"], back["floor"]) == ("gpu2 -> gpu1", 19.2, 10)
+
+
+def test_what_another_host_found_on_the_way_to_this_one_counts() -> None:
+    failed = Check("network_reachable", "FAIL", "gpu3 -> gpu1", message="refused").as_dict()
+    rail = Check("rdma_bandwidth", "NOT_RUN", "gpu3 mlx5_0 -> gpu1 mlx5_0").as_dict()
+    elsewhere = Check("network_reachable", "FAIL", "gpu3 -> gpu10").as_dict()
+    record = acceptance_record("gpu1", **PARTS, network_others=[{"checks": [failed, rail, elsewhere]}, {}])
+    assert [check["subject"] for check in record["checks"] if check["verdict"] in ("FAIL", "NOT_RUN")] == [
+        "gpu3 -> gpu1",
+        "gpu3 mlx5_0 -> gpu1 mlx5_0",
+    ]
+    assert verdict(record) == "FAIL"
 
 
 @pytest.mark.parametrize("part", list(PARTS))

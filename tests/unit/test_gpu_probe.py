@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils.testing import patch_module_args
 from ansible_collections.onprem.llm.plugins.action import gpu_benchmark as action
 from ansible_collections.onprem.llm.plugins.module_utils import _gpu_benchmark as benchmark
 from ansible_collections.onprem.llm.plugins.module_utils import _gpu_probe as probe
 from ansible_collections.onprem.llm.plugins.module_utils._verdict import FAIL, NOT_RUN, PASS, SKIPPED, WARN, Check, overall
+from ansible_collections.onprem.llm.plugins.modules import gpu_benchmark
 
 CORRUPTION = "silent corruption: take out of service"
 
@@ -287,6 +289,54 @@ class TwoThatDiffer(Pretend):
 def test_of_two_that_differ_none_is_trusted() -> None:
     found = judge(conduct(TwoThatDiffer, tests=["determinism"]), ["determinism"])
     assert [found["equal_results", f"GPU {n}"].verdict for n in (0, 1)] == [FAIL, FAIL]
+
+
+class SoundNoMore(Pretend):
+    used = False
+
+    def copies(self) -> Any:
+        self.used = self.index == 2
+        return super().copies()
+
+    def sound(self) -> None:
+        if self.used:
+            raise RuntimeError("cudaErrorECCUncorrectable")
+
+
+def test_a_gpu_that_is_unusable_after_its_last_test_has_not_passed() -> None:
+    checks = benchmark.Judge(conduct(SoundNoMore, tests=["memory_bandwidth"]), ["memory_bandwidth"]).checks()
+    (late,) = [check for check in checks if check.name == "memory_bandwidth" and check.verdict == NOT_RUN]
+    assert late.subject == "GPU 2"
+    assert "unusable after it" in late.message
+    assert overall(checks) == FAIL
+
+
+class Untold(Pretend):
+    def devices(self) -> list[dict[str, Any]]:
+        return [{**device, "processes": None} for device in super().devices()]
+
+
+def test_a_gpu_of_which_nobody_knows_whether_it_is_in_use_is_left_alone() -> None:
+    assert not [event for event in conduct(Untold) if event["event"] == "result"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"figures": {"memory_bandwidth": {"unit": "GB/s", "floor": 0}}}, "floor is 0"),
+        ({"figures": {"memory_bandwidth": {"unit": "GB/s", "floor": "2800"}}}, "floor is '2800'"),
+        ({"figures": {"memory_bandwidth": {"floor": 2800}}}, "has no unit"),
+        ({"drop_percent": 0}, "drop_percent is 0"),
+    ],
+)
+def test_a_bound_that_no_measurement_could_miss_is_refused(
+    given: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with patch_module_args(given), pytest.raises(SystemExit):
+        gpu_benchmark.main()
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["failed"]
+    assert said in answer["msg"]
 
 
 class Busy(Pretend):
@@ -630,7 +680,9 @@ def test_floors_of_a_machine_a_product_or_whatever_is_found() -> None:
     assert "expect_gpus" not in action.floors({"machine": "hgx_h100", "gpus": [0]})
     assert "expect_gpus" not in action.floors({"machine": "hgx_h100", "expect_gpus": 4})
     assert action.floors({"product": "l4"})["figures"]["memory_bandwidth"]["peak"] < 1000
-    assert action.floors({"figures": {"memory_bandwidth": {}}, "machine": "hgx_h100"}) == {}
+    own = {"memory_bandwidth": {"unit": "GB/s", "floor": 2900}}
+    assert action.floors({"figures": own, "machine": "hgx_h100"}) == {"figures": own, "expect_gpus": 8}
+    assert action.floors({"figures": own}) == {}
     products = action.floors({})["products"]
     assert products["l4"]["figures"] == action.floors({"product": "l4"})["figures"]
 
@@ -949,7 +1001,7 @@ def stand(monkeypatch: pytest.MonkeyPatch) -> Stand:
 def test_the_calls_for_one_gpu(stand: Stand) -> None:
     tests = ["memory_bandwidth", "host_to_device_bandwidth", "device_to_host_bandwidth", "determinism", "memory_pattern"]
     tests += ["matmul_fp64", "matmul_tf32", "matmul_fp16", "sustained_matmul"]
-    events = conduct(probe.Cuda, tests=tests, gpus=[1])
+    events = conduct(probe.Cuda, tests=tests, gpus=[1], allow_busy=True)
     assert [event for event in events if event["event"] == "error"] == []
     results = {event["name"]: event for event in events if event["event"] == "result"}
     assert set(results) == set(tests)
@@ -986,7 +1038,7 @@ def test_a_wrong_element_of_the_exact_product_is_counted(stand: Stand, monkeypat
 
 def test_the_calls_over_gpus(stand: Stand) -> None:
     tests = [*probe.OVER_GPUS]
-    events = conduct(probe.Cuda, tests=tests)
+    events = conduct(probe.Cuda, tests=tests, allow_busy=True)
     assert [event for event in events if event["event"] == "error"] == []
     results = [event for event in events if event["event"] == "result"]
     assert {event["detail"]["wrong_elements"] for event in results} == {0}
@@ -1004,7 +1056,7 @@ def test_a_copy_to_a_peer_that_arrives_wrong(stand: Stand, monkeypatch: pytest.M
             ctypes.memset(target, 0, 64)
 
     monkeypatch.setattr(Stand, "memcpyPeerAsync", lossy)
-    found = judge(conduct(probe.Cuda, tests=["peer_to_peer_bandwidth"]), ["peer_to_peer_bandwidth"])
+    found = judge(conduct(probe.Cuda, tests=["peer_to_peer_bandwidth"], allow_busy=True), ["peer_to_peer_bandwidth"])
     bad = {key[1]: check.action for key, check in found.items() if check.verdict == FAIL}
     assert bad == {"GPU 2 -> GPU 1": CORRUPTION}
 

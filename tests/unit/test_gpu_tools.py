@@ -6,10 +6,11 @@ nccl-tests from its issues, and DCGM's JSON of releases 3 and 4."""
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
-from ansible_collections.onprem.llm.plugins.module_utils._gpu_tools import dcgm, nccl_tests, nvbandwidth
+from ansible_collections.onprem.llm.plugins.module_utils._gpu_tools import dcgm, nccl_tests, nvbandwidth, run
 from ansible_collections.onprem.llm.plugins.module_utils._verdict import FAIL, NOT_RUN, PASS, SKIPPED, WARN, Check, overall
 
 FIGURES = {
@@ -21,6 +22,19 @@ FIGURES = {
 
 def verdicts(checks: list[Check]) -> list[tuple[str, str, str]]:
     return [(check.name, check.subject, check.verdict) for check in checks]
+
+
+def test_a_tool_that_takes_too_long_is_ended_also_when_what_it_started_is_not() -> None:
+    begun = time.monotonic()
+    _output, _code, late = run(["sh", "-c", "setsid sleep 20 & echo begun; sleep 20"], 1)
+    assert late
+    assert time.monotonic() - begun < 8
+
+
+def test_a_tool_sees_all_gpus_in_the_order_of_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    output, code, late = run(["sh", "-c", "echo ${CUDA_VISIBLE_DEVICES-all} $CUDA_DEVICE_ORDER; exit 3"], 10)
+    assert (output, code, late) == ("all PCI_BUS_ID\n", 3, False)
 
 
 # nvbandwidth
