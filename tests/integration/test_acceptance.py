@@ -175,6 +175,11 @@ def test_no_model_server_is_started_on_a_host_that_failed(
     named = site("--limit", "gpu1", "-e", json.dumps({"onprem_llm_serve_unvalidated": ["gpu1"]}))
     assert named.code == 0, named.output
     assert server_has_to_run.file("/var/lib/onprem/state/model_server.json").exists
+    # Mended and no longer named: the GPUs are looked at again, and the host serves as any other.
+    break_gpus("gpu1")
+    mended = site("--limit", "gpu1")
+    assert mended.code == 0, mended.output
+    assert "gpu1: GPUs PASS" in mended.output
 
 
 def test_a_gpu_host_without_a_profile_is_refused(site: Callable[..., Run], server_has_to_run: Host) -> None:
