@@ -1,0 +1,389 @@
+# SPDX-FileCopyrightText: 2026 The onprem.llm authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""One way to serve a model, and whether it fits: the model as it was found, the hardware, the settings, the memory of the fullest GPU,
+what an engine would refuse, and what would make it fit. Sizes are bytes on one GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ._model_architecture import Architecture, ModelError
+from ._model_families import architecture as architecture_of_config
+from ._model_families import explicit
+from ._model_files import ModelFiles, compare_with, read_model
+from ._model_gguf import architecture_of as architecture_of_gguf
+from ._model_memory import (
+    Amount,
+    Context,
+    Device,
+    Pool,
+    Settings,
+    activation,
+    cache,
+    cuda_graphs,
+    non_torch,
+    of_version,
+    stages,
+    weights,
+)
+from ._model_quantisation import Scheme, scheme_for, scheme_of_gguf
+from ._model_settings import settings_of
+
+GIB = 2**30
+# What the guide asks of the links between the GPUs of one host, bytes/s of both directions together.
+HOST_BANDWIDTH = 600e9
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as it was found: what it is made of, how it is stored, and where that was read."""
+
+    name: str
+    path: str
+    architecture: Architecture
+    scheme: Scheme
+    files: ModelFiles | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One way to serve a model; everything that a prediction depends on."""
+
+    model: Model
+    scheme: Scheme
+    device: Device
+    count: int  # GPUs (or sockets) of the host
+    settings: Settings
+    replicas: int
+    defaulted: tuple[str, ...] = ()
+    corrections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def corrected(self, term: str, amount: Amount) -> Amount:
+        """A term as this site's own servers showed it to be."""
+        found = self.corrections.get(term)
+        if not found:
+            return amount
+        factor = float(found["factor"])
+        return replace(
+            amount,
+            bytes=round(amount.bytes * factor),
+            low=round(min(amount.low, amount.bytes) * factor),
+            high=round(max(amount.high, amount.bytes) * factor),
+            formula=f"({amount.formula}) x {factor:.3f}, learnt from {found.get('from', 'a running server')}",
+        )
+
+
+# --- input -----------------------------------------------------------------------------------------------------------
+
+
+def model_of(given: Any, quantisation: str | None = None, dtype: str | None = None) -> Model:
+    """A model from a directory, a config.json, a GGUF file, or numbers; ``quantisation`` is what is to be made of it."""
+    if isinstance(given, Mapping) and "model_type" not in given and "architectures" not in given:
+        architecture = explicit(given)
+        return _model(
+            "explicit numbers", "", architecture, scheme_for(None, quantisation, dtype or architecture.dtype, architecture)
+        )
+    if isinstance(given, Mapping):
+        architecture = architecture_of_config(given)
+        scheme = scheme_for(given.get("quantization_config"), quantisation, dtype or architecture.dtype, architecture)
+        return _model(str(given.get("_name_or_path") or architecture.name), "", architecture, scheme)
+    files = read_model(str(given))
+    name = str(given).rstrip("/").removesuffix("/config.json").rpartition("/")[2]
+    if files.gguf is not None:
+        if quantisation not in (None, "auto"):
+            raise ModelError(
+                f"quantisation: {files.path} is a GGUF file, whose quantisation is what it is; leave {quantisation!r} out."
+            )
+        architecture = architecture_of_gguf(files.gguf)
+        return replace(_model(name, files.path, architecture, scheme_of_gguf(files.gguf)), files=files)
+    architecture = architecture_of_config(files.config, f"{files.path}")
+    stored = scheme_for(files.quantization_config, None, architecture.dtype, architecture)
+    notes = compare_with(files, architecture, stored) if files.safetensors else []
+    scheme = scheme_for(files.quantization_config, quantisation, dtype or architecture.dtype, architecture)
+    return replace(_model(name, files.path, architecture, scheme), files=files, notes=(*files.notes, *notes))
+
+
+def _model(name: str, path: str, architecture: Architecture, scheme: Scheme) -> Model:
+    return Model(name, path, architecture, scheme.fitted(architecture))
+
+
+def deployment_of(
+    model: Model,
+    device: Device,
+    count: int,
+    given: Mapping[str, Any],
+    engines: Mapping[str, Any],
+    corrections: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Deployment:
+    """A deployment of this model from an operator's settings; GPUs that one server does not take make replicas."""
+    if model.scheme.stored and not given.get("engine"):
+        given = {**given, "engine": "llama_cpp"}
+    settings, replicas, defaulted = settings_of(given, model.architecture, device, engines)
+    if settings.engine == "llama_cpp" and device.kind == "gpu" and "pipeline_parallel" not in given:
+        # llama.cpp gives each GPU some of the layers (--split-mode layer).
+        settings = replace(settings, pipeline_parallel=min(count, len(model.architecture.layers)))
+    if settings.gpus > count:
+        raise ModelError(
+            f"settings: tensor, pipeline and data parallel ask for {settings.gpus} GPUs, and the host has {count} "
+            f"({device.name}); make them smaller, or name more GPUs."
+        )
+    return Deployment(
+        model, model.scheme, device, count, settings, replicas or count // settings.gpus, tuple(defaulted), corrections or {}
+    )
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Where the bytes of the fullest GPU go."""
+
+    total: Amount
+    budget: int
+    terms: dict[str, Amount]
+    by_part: dict[str, int]
+    cache: Amount  # what is left for keys and values; below zero where nothing is
+    held: Pool | Context
+
+    @property
+    def reserve(self) -> int:
+        return self.total.bytes - sum(max(0, amount.bytes) for amount in (*self.terms.values(), self.cache))
+
+
+def memory_of(deployment: Deployment, engines: Mapping[str, Any]) -> Memory:
+    """The memory of one GPU, by term, with the interval of each."""
+    settings, device, architecture = deployment.settings, deployment.device, deployment.model.architecture
+    engine = engines[settings.engine]
+    total = Amount(device.memory, device.memory_low or device.memory, device.memory_high or device.memory, "as the driver tells",
+                   device.sources.get("memory", "given"))  # fmt: skip
+    by_part = weights(architecture, deployment.scheme, settings)
+    size = sum(by_part.values())
+    terms = {
+        "weights": Amount(size, round(size * 0.99), round(size * 1.01), "sum over the tensors of one GPU, with their scales",
+                          deployment.scheme.source),
+        "activation": activation(architecture, settings, engine),
+    }  # fmt: skip
+    widest = max(stages(len(architecture.layers), settings.pipeline_parallel), key=len)
+    held = cache(architecture, settings, widest)
+    outside = 0
+    if settings.engine == "vllm":
+        terms["non_torch"] = non_torch(settings, engine)
+        terms["cuda_graphs"] = cuda_graphs(architecture, settings, engine)
+    elif settings.engine == "vllm_cpu":
+        process = engine["process"]
+        terms["non_torch"] = Amount(
+            process["value"], process["low"], process["high"], "the engine's processes", process["source"]
+        )
+    else:
+        outside = engine["margin_bytes"] if device.kind == "gpu" else 0
+    terms = {name: deployment.corrected(name, amount) for name, amount in terms.items()}
+    inside = [
+        amount
+        for name, amount in terms.items()
+        if name != "cuda_graphs" or of_version(engine["cuda_graphs"], settings.engine_version)["in_budget"]
+    ]
+    budget = math.ceil(total.bytes * settings.memory_utilization) - outside
+    if settings.cache_bytes:
+        left = Amount(settings.cache_bytes, settings.cache_bytes, settings.cache_bytes, "as asked for", "settings.cache_bytes")
+    else:
+        share = settings.memory_utilization
+        left = Amount(
+            budget - sum(amount.bytes for amount in inside),
+            math.ceil(total.low * share) - outside - sum(amount.high for amount in inside),
+            math.ceil(total.high * share) - outside - sum(amount.low for amount in inside),
+            f"{share:g} x total - " + " - ".join(name for name, amount in terms.items() if amount in inside),
+            engine["source"],
+        )
+    return Memory(total, budget, terms, by_part, deployment.corrected("kv_cache", left), held)
+
+
+def fits(deployment: Deployment, memory: Memory) -> int:
+    """Bytes that are missing on the fullest GPU for one request of the longest length; 0 or less where it fits."""
+    needed = memory.held.request_bytes(deployment.settings.max_model_len)
+    if isinstance(memory.held, Context):
+        needed = memory.held.bytes(deployment.settings.max_model_len, deployment.settings.slots)
+    short = needed - memory.cache.bytes
+    if deployment.settings.cache_bytes:
+        # A cache of a given size must itself fit beside all else.
+        whole = sum(amount.bytes for amount in memory.terms.values()) + memory.cache.bytes
+        short = max(short, whole - memory.total.bytes)
+    return short
+
+
+# --- warnings and advice ---------------------------------------------------------------------------------------------
+
+
+def refusals(deployment: Deployment) -> Iterator[tuple[str, str]]:
+    """Why an engine would not start, whatever the memory."""
+    settings, architecture, device, scheme = (
+        deployment.settings,
+        deployment.model.architecture,
+        deployment.device,
+        deployment.scheme,
+    )
+    parallel = settings.tensor_parallel
+    if settings.engine != "llama_cpp" and architecture.heads % parallel:
+        near_sizes = [size for size in range(1, 65) if architecture.heads % size == 0]
+        yield (
+            "tensor_parallel_does_not_divide_heads",
+            f"tensor_parallel {parallel} does not divide the {architecture.heads} attention heads; {_listed(near_sizes)} do.",
+        )
+    if architecture.kv_heads and parallel > architecture.kv_heads and parallel % architecture.kv_heads:
+        yield (
+            "tensor_parallel_does_not_divide_kv_heads",
+            f"tensor_parallel {parallel} is no multiple of the {architecture.kv_heads} KV heads.",
+        )
+    if settings.pipeline_parallel > len(architecture.layers):
+        yield (
+            "pipeline_parallel_over_layers",
+            f"pipeline_parallel {settings.pipeline_parallel} is more than {len(architecture.layers)} layers.",
+        )
+    engine = "vllm" if settings.engine == "vllm_cpu" else settings.engine
+    if engine not in scheme.engines:
+        yield "engine_lacks_quantisation", f"{settings.engine} does not serve {scheme.name}; {', '.join(scheme.engines)} does."
+    capability = capability_of(device)
+    if device.kind == "gpu" and engine == "vllm" and capability < scheme.served_from:
+        yield (
+            "compute_capability",
+            f"{scheme.name} needs compute capability {scheme.served_from} or newer, and {device.name} has {capability}"
+            + ("; give dtype float16." if scheme.served_from == 8.0 and not scheme.quantised else "."),
+        )
+    if architecture.max_context and settings.max_model_len > architecture.max_context:
+        yield (
+            "beyond_context",
+            f"max_model_len {settings.max_model_len} is more than the {architecture.max_context} tokens that the model was made for.",
+        )
+
+
+def cautions(deployment: Deployment, memory: Memory, served: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """What works, and not as somebody may expect."""
+    settings, architecture, device, scheme = (
+        deployment.settings,
+        deployment.model.architecture,
+        deployment.device,
+        deployment.scheme,
+    )
+    if device.kind == "gpu" and scheme.native_from and capability_of(device) < scheme.native_from and not scheme.weight_only:
+        yield (
+            "no_native_arithmetic",
+            f"{device.name} (compute capability {capability_of(device)}) has no {scheme.arithmetic} arithmetic, which needs "
+            f"{scheme.native_from}: {scheme.name} saves memory there, and products run at the 16-bit rate (weight-only).",
+        )
+    if settings.tensor_parallel > 1 and device.link == "pcie":
+        yield (
+            "tensor_parallel_over_pcie",
+            f"tensor_parallel {settings.tensor_parallel} over PCIe ({device.link_bandwidth / 1e9:.0f} GB/s one way): every layer "
+            "waits for two all-reduces; replicas or pipeline_parallel use the link less.",
+        )
+    if settings.tensor_parallel > 1 and 2 * device.link_bandwidth < HOST_BANDWIDTH:
+        yield (
+            "low_link_bandwidth",
+            f"the GPUs of the host reach each other with {2 * device.link_bandwidth / 1e9:.0f} GB/s (both directions), under the "
+            f"{HOST_BANDWIDTH / 1e9:.0f} GB/s that are asked of a host for tensor parallelism.",
+        )
+    if architecture.kv_heads and settings.tensor_parallel > architecture.kv_heads:
+        times = settings.tensor_parallel // architecture.kv_heads
+        yield (
+            "kv_heads_repeated",
+            f"tensor_parallel {settings.tensor_parallel} is more than {architecture.kv_heads} KV heads: each is kept {times} times, "
+            "and more GPUs add no KV cache per GPU.",
+        )
+    if latent(architecture) and settings.tensor_parallel > 1:
+        yield (
+            "latent_repeated",
+            "the compressed keys of MLA are the same on every GPU of a tensor-parallel group; data_parallel with "
+            "expert_parallel divides the requests instead.",
+        )
+    if settings.data_parallel > 1 and not architecture.experts:
+        yield "data_parallel_without_experts", "data_parallel of a dense model is the same as replicas, behind one address."
+    if (
+        isinstance(memory.held, Pool)
+        and memory.cache.low < memory.held.request_bytes(settings.max_model_len) <= memory.cache.bytes
+    ):
+        yield "fits_narrowly", "it fits by the expected sizes, and not at the lower end of the interval; leave more room."
+    if deployment.count % settings.gpus and deployment.replicas * settings.gpus < deployment.count:
+        yield (
+            "gpus_left_over",
+            f"{deployment.count - deployment.replicas * settings.gpus} of {deployment.count} GPUs serve nothing.",
+        )
+    if served and served.get("concurrency", 0) > settings.max_num_seqs:
+        yield (
+            "max_num_seqs",
+            f"the workload asks for {served['concurrency']:.0f} requests at a time, and max_num_seqs is {settings.max_num_seqs}.",
+        )
+    if device.kind == "gpu" and not device.rates:
+        yield "unknown_rates", f"no arithmetic rate of {device.name} is known; give gpus.tflops to have speeds predicted."
+    if scheme.online:
+        yield (
+            "quantised_while_loading",
+            f"{scheme.name} is made while the engine loads: the 16-bit files are needed, and their time.",
+        )
+    yield from (
+        (f"note_{number}", note) for number, note in enumerate((*architecture.notes, *deployment.model.notes, *scheme.notes))
+    )
+
+
+def latent(architecture: Architecture) -> bool:
+    return any(memory.kind == "mla" for layer in architecture.layers for memory in layer.memories)
+
+
+def capability_of(device: Device) -> float:
+    return float(f"{device.compute_capability[0]}.{device.compute_capability[1]}")
+
+
+def _listed(values: list[int]) -> str:
+    return ", ".join(map(str, values[:-1])) + f" and {values[-1]}" if len(values) > 1 else str(values[0])
+
+
+def advice(deployment: Deployment, memory: Memory, engines: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What would make it fit: each change was planned and does."""
+    found = []
+
+    def tried(changed: Deployment, change: str) -> bool:
+        if any(True for _refusal in refusals(changed)):
+            return False
+        other = memory_of(changed, engines)
+        short = fits(changed, other)
+        if short > 0:
+            return False
+        tokens = other.held.tokens(other.cache.bytes, changed.settings.max_model_len)
+        found.append({"change": change, "effect": f"fits, with {gib(-short)} to spare and {tokens:,} tokens of KV cache"})
+        return True
+
+    settings, architecture = deployment.settings, deployment.model.architecture
+    longest = memory.held.longest(max(0, memory.cache.bytes), settings.max_model_len)
+    if 0 < longest < settings.max_model_len:
+        shorter = longest // 256 * 256 or longest
+        tried(
+            replace(deployment, settings=replace(settings, max_model_len=shorter)),
+            f"max_model_len {shorter} instead of {settings.max_model_len}",
+        )
+    if settings.kv_cache_dtype == "auto" and settings.engine == "vllm":
+        tried(replace(deployment, settings=replace(settings, kv_cache_dtype="fp8")), "kv_cache_dtype fp8")
+    if not deployment.scheme.quantised and settings.engine == "vllm":
+        for name in ("fp8", "w4a16"):
+            other = scheme_for(None, name, settings.dtype, architecture).fitted(architecture)
+            if tried(replace(deployment, scheme=other), f"weights in {name}"):
+                break
+    for size in (2, 4, 8, 16):
+        parallel = settings.tensor_parallel * size
+        if parallel > 64 or architecture.heads % parallel:
+            continue
+        more = replace(settings, tensor_parallel=parallel)
+        if tried(
+            replace(deployment, settings=more, count=max(deployment.count, more.gpus)),
+            f"tensor_parallel {parallel} ({more.gpus} GPUs)",
+        ):
+            break
+    return found
+
+
+def gib(size: float) -> str:
+    return f"{size / GIB:.2f} GiB"

@@ -1,0 +1,149 @@
+# SPDX-FileCopyrightText: 2026 The onprem.llm authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""An operator's engine settings: what was given, checked, and the engine's own defaults for what was not."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ._model_architecture import Architecture, ModelError
+from ._model_memory import CACHE_BYTES, TYPE_BYTES, Device, Settings, of_version
+
+ENGINES = ("vllm", "vllm_cpu", "llama_cpp")
+# Kind of value, and the least and the most that it may be.
+NUMBERS: dict[str, tuple[type, float, float]] = {
+    "tensor_parallel": (int, 1, 1024),
+    "pipeline_parallel": (int, 1, 1024),
+    "data_parallel": (int, 1, 1024),
+    "replicas": (int, 1, 10000),
+    "max_model_len": (int, 1, 2**31),
+    "memory_utilization": (float, 0.01, 1.0),
+    "max_num_batched_tokens": (int, 1, 2**31),
+    "max_num_seqs": (int, 1, 2**20),
+    "block_size": (int, 1, 65536),
+    "cache_bytes": (int, 1, 2**60),
+    "draft_tokens": (int, 0, 64),
+    "slots": (int, 1, 4096),
+}
+SWITCHES = ("expert_parallel", "cuda_graphs", "prefix_caching", "vision", "draft_layers")
+WORDS = ("engine", "engine_version", "dtype", "kv_cache_dtype")
+KNOWN = (*WORDS, *NUMBERS, *SWITCHES)
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(str(word), list(known), n=3, cutoff=0.5)
+    return f" (did you mean {' or '.join(found)}?)" if found else ""
+
+
+def number(where: str, value: Any, kind: type = float, least: float = 0, most: float = math.inf) -> Any:
+    """A number of an operator's, also as text, as ``-e`` hands it on."""
+    wanted = f"{'a whole number' if kind is int else 'a number'} from {least:g}" + ("" if math.isinf(most) else f" to {most:g}")
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        found = float(value)
+        if kind is int and (not found.is_integer()):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise ModelError(f"{where}: {value!r} is not {wanted}.") from None
+    if not math.isfinite(found) or not least <= found <= most:
+        raise ModelError(f"{where}: {value!r} is not {wanted}.")
+    return kind(found)
+
+
+def switch(where: str, value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() in TRUE + FALSE:
+        return str(value).lower() in TRUE
+    raise ModelError(f"{where}: {value!r} is neither true nor false.")
+
+
+def version(where: str, value: Any) -> tuple[int, ...]:
+    found = re.fullmatch(r"v?(\d+)\.(\d+)(?:\.(\d+))?(?:[.+a-z-].*)?", str(value))
+    if not found:
+        raise ModelError(f"{where}: {value!r} is no version, such as 0.32.0.")
+    return tuple(int(part or 0) for part in found.groups())
+
+
+def settings_of(
+    given: Mapping[str, Any], architecture: Architecture, device: Device, engines: Mapping[str, Any]
+) -> tuple[Settings, int, list[str]]:
+    """The settings, how many replicas of them there are (0: as many as fit), and which of them nobody gave.
+
+    Raises ModelError that names the setting, the value found and what is wanted.
+    """
+    unknown = [name for name in given if name not in KNOWN]
+    if unknown:
+        raise ModelError(
+            f"settings.{unknown[0]}: there is no such setting{near(unknown[0], KNOWN)}; known are {', '.join(KNOWN)}."
+        )
+    chosen = {name: value for name, value in given.items() if value not in (None, "", "auto")}
+    engine_name = str(chosen.get("engine", "vllm_cpu" if device.kind == "cpu" else "vllm"))
+    if engine_name not in ENGINES:
+        raise ModelError(
+            f"settings.engine: {engine_name!r} is not planned for{near(engine_name, ENGINES)}: {', '.join(ENGINES)}."
+        )
+    if (engine_name == "vllm_cpu") != (device.kind == "cpu") and engine_name != "llama_cpp":
+        raise ModelError(f"settings.engine: {engine_name} does not run on {device.name}, which is a {device.kind.upper()}.")
+    engine = engines[engine_name]
+    found: dict[str, Any] = {"engine": engine_name, "engine_version": version("settings.engine_version", engine["version"])}
+    if "engine_version" in chosen:
+        found["engine_version"] = version("settings.engine_version", chosen["engine_version"])
+    for name, (kind, least, most) in NUMBERS.items():
+        if name in chosen:
+            found[name] = number(f"settings.{name}", chosen[name], kind, least, most)
+    for name in SWITCHES:
+        if name in chosen:
+            found[name] = switch(f"settings.{name}", chosen[name])
+    replicas = found.pop("replicas", 0)
+    dtype = {"half": "float16", "float": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(
+        chosen.get("dtype", ""), chosen.get("dtype")
+    )
+    if dtype is not None and dtype not in TYPE_BYTES:
+        raise ModelError(f"settings.dtype: {dtype!r} is not one of {', '.join(TYPE_BYTES)}.")
+    found["dtype"] = dtype or architecture.dtype
+    if "kv_cache_dtype" in chosen:
+        if chosen["kv_cache_dtype"] not in CACHE_BYTES:
+            raise ModelError(
+                f"settings.kv_cache_dtype: {chosen['kv_cache_dtype']!r} is not one of auto, {', '.join(sorted(CACHE_BYTES))}."
+            )
+        found["kv_cache_dtype"] = chosen["kv_cache_dtype"]
+    elif engine_name == "llama_cpp":
+        found["kv_cache_dtype"] = "f16"
+    defaults = of_version(engine["defaults"], found["engine_version"])
+    batch = next(
+        entry for entry in defaults["batches"] if device.memory >= entry["memory_bytes"] and not _excepted(entry, device)
+    )
+    own = {
+        "max_model_len": architecture.max_context,
+        "memory_utilization": defaults["memory_utilization"],
+        "max_num_batched_tokens": batch["max_num_batched_tokens"],
+        "max_num_seqs": batch["max_num_seqs"],
+        "block_size": _block_size(engine_name, architecture, defaults),
+        "cuda_graphs": device.kind == "gpu" and engine_name == "vllm",
+    }
+    defaulted = sorted(name for name in own if name not in found)
+    found = {**own, **found}
+    if not found["max_model_len"]:
+        raise ModelError("settings.max_model_len: the model does not say how long its context is; give one, in tokens.")
+    found["max_num_seqs"] = min(found["max_num_seqs"], found["max_num_batched_tokens"])
+    settings = Settings(**found)
+    if settings.expert_parallel and not architecture.experts:
+        raise ModelError(f"settings.expert_parallel: {architecture.name} has no experts to divide.")
+    return settings, replicas, defaulted
+
+
+def _excepted(entry: Mapping[str, Any], device: Device) -> bool:
+    return any(word in device.name.lower() for word in entry.get("not_named", []))
+
+
+def _block_size(engine: str, architecture: Architecture, defaults: Mapping[str, Any]) -> int:
+    latent = any(layer.memory.kind == "mla" for layer in architecture.layers)
+    return int(defaults["block_size_mla" if latent else "block_size"]) if engine != "llama_cpp" else 1
