@@ -5,7 +5,7 @@ PYTHON ?= python3
 LAB := $(PYTHON) tests/lab/lab.py
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help up test accept test-gpu down ask bench lint unit lock docs
+.PHONY: help up test accept test-gpu down ask bench accuracy lint unit lock docs
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -29,6 +29,9 @@ test-gpu: ## every GPU module and active test on this machine's NVIDIA GPU, offl
 
 bench: ## measure, and write docs/benchmarks.md
 	@$(PYTHON) tests/bench/run.py
+
+accuracy: ## hold the planner against published engine logs, and write the tables of docs/planning.md
+	@$(LAB) exec $(PYTHON) tests/bench/accuracy.py
 
 lint: ## the static checks alone
 	@$(PYTHON) tests/run.py lint

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The onprem.llm authors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""One way to serve a model, and whether it fits: the model as it was found, the hardware, the settings, the memory of the fullest GPU,
-what an engine would refuse, and what would make it fit. Sizes are bytes on one GPU.
+"""One way to serve a model, and whether it fits: the model as it was found, the hardware, the settings, the memory of the fullest
+GPU, what an engine would refuse, and what would make it fit. Sizes are bytes on one GPU.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Deployment:
 def model_of(given: Any, quantisation: str | None = None, dtype: str | None = None) -> Model:
     """A model from a directory, a config.json, a GGUF file, or numbers; ``quantisation`` is what is to be made of it."""
     if isinstance(given, Mapping) and "model_type" not in given and "architectures" not in given:
-        architecture = explicit(given)
+        architecture = explicit({name: _whole(value) for name, value in given.items()})
         return _model(
             "explicit numbers", "", architecture, scheme_for(None, quantisation, dtype or architecture.dtype, architecture)
         )
@@ -94,7 +94,7 @@ def model_of(given: Any, quantisation: str | None = None, dtype: str | None = No
         scheme = scheme_for(given.get("quantization_config"), quantisation, dtype or architecture.dtype, architecture)
         return _model(str(given.get("_name_or_path") or architecture.name), "", architecture, scheme)
     files = read_model(str(given))
-    name = str(given).rstrip("/").removesuffix("/config.json").rpartition("/")[2]
+    name = str(given).rstrip("/").removesuffix("/config.json").rpartition("/")[2].removesuffix(".json")
     if files.gguf is not None:
         if quantisation not in (None, "auto"):
             raise ModelError(
@@ -107,6 +107,14 @@ def model_of(given: Any, quantisation: str | None = None, dtype: str | None = No
     notes = compare_with(files, architecture, stored) if files.safetensors else []
     scheme = scheme_for(files.quantization_config, quantisation, dtype or architecture.dtype, architecture)
     return replace(_model(name, files.path, architecture, scheme), files=files, notes=(*files.notes, *notes))
+
+
+def _whole(value: Any) -> Any:
+    """A whole number where it came as text or as 13e9, as ``-e`` hands it on; anything else is judged where it is used."""
+    try:
+        return int(float(value)) if not isinstance(value, bool) and float(value).is_integer() else value
+    except (TypeError, ValueError, OverflowError):
+        return value
 
 
 def _model(name: str, path: str, architecture: Architecture, scheme: Scheme) -> Model:
@@ -258,7 +266,8 @@ def refusals(deployment: Deployment) -> Iterator[tuple[str, str]]:
     if architecture.max_context and settings.max_model_len > architecture.max_context:
         yield (
             "beyond_context",
-            f"max_model_len {settings.max_model_len} is more than the {architecture.max_context} tokens that the model was made for.",
+            f"max_model_len {settings.max_model_len} is more than the {architecture.max_context} tokens that the model was made "
+            "for.",
         )
 
 
@@ -292,8 +301,8 @@ def cautions(deployment: Deployment, memory: Memory, served: Mapping[str, Any] |
         times = settings.tensor_parallel // architecture.kv_heads
         yield (
             "kv_heads_repeated",
-            f"tensor_parallel {settings.tensor_parallel} is more than {architecture.kv_heads} KV heads: each is kept {times} times, "
-            "and more GPUs add no KV cache per GPU.",
+            f"tensor_parallel {settings.tensor_parallel} is more than {architecture.kv_heads} KV heads: each is kept {times} "
+            "times, and more GPUs add no KV cache per GPU.",
         )
     if latent(architecture) and settings.tensor_parallel > 1:
         yield (

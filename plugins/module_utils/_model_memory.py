@@ -3,7 +3,7 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Where the memory of a GPU goes when an engine serves a model on it: weights, peak of the profile run, CUDA graphs, KV cache.
 
-The KV cache is divided as vLLM does it (``vllm/v1/core/kv_cache_utils.py`` and ``vllm/v1/kv_cache_interface.py``, version 0.32.0):
+The KV cache is divided as vLLM does it (``vllm/v1/core/kv_cache_utils.py``, ``vllm/v1/kv_cache_interface.py``, version 0.32.0):
 layers of one kind form groups of equal size that share one pool of blocks; windows hold what they can still see, recurrent
 layers one state. llama.cpp allocates the whole context at once (``src/llama-kv-cache.cpp``). All sizes are bytes on one GPU.
 """

@@ -13,7 +13,19 @@ from collections.abc import Mapping
 from typing import Any
 
 # Families whose positions are learnt, or that have none.
-WITHOUT = ("gpt2", "gpt_bigcode", "opt", "bloom", "mpt", "jamba", "mamba", "mamba2", "nemotron_h", "granitemoehybrid", "kimi_linear")
+WITHOUT = (
+    "gpt2",
+    "gpt_bigcode",
+    "opt",
+    "bloom",
+    "mpt",
+    "jamba",
+    "mamba",
+    "mamba2",
+    "nemotron_h",
+    "granitemoehybrid",
+    "kimi_linear",
+)
 
 
 def position_elements(config: Mapping[str, Any]) -> int:

@@ -270,6 +270,7 @@ class _Kind:
     token_bytes: float
     reach: int  # 0: everything
     pair_flops: float  # of one query with one remembered token, all heads
+    prompt_flops: float  # the same in a prompt, where latent vectors are taken apart first
     state: float  # bytes of a state for one request
     state_flops: float  # of one token with the state
 
@@ -350,7 +351,7 @@ class Profile:
             seen = kind.seen(context)
             read_cache += kind.layers * batch * (kind.token_bytes * seen + 2 * kind.state)
             decode_flops += kind.layers * decoded * (kind.pair_flops * seen + kind.state_flops)
-            prompt_flops += kind.layers * prefill_tokens * (kind.pair_flops * kind.seen(prefill_context) + kind.state_flops)
+            prompt_flops += kind.layers * prefill_tokens * (kind.prompt_flops * kind.seen(prefill_context) + kind.state_flops)
             written += kind.layers * tokens * kind.token_bytes
         moved = self.activation_bytes * tokens + written
         cache = read_cache / self.bandwidth
@@ -654,15 +655,18 @@ def _kind(memory: Memory, layers: int, architecture: Architecture, settings: Set
     if memory.kind == RECURRENT:
         elements = sum(math.ceil(shape[0] / settings.tensor_parallel) * math.prod(shape[1:]) for shape in memory.state)
         # Decay, the outer product that is added, and the product with the query: three multiplications and additions each.
-        return _Kind(layers, 0.0, 0, 0.0, float(state_bytes(memory, settings)), 6.0 * elements)
+        return _Kind(layers, 0.0, 0, 0.0, 0.0, float(state_bytes(memory, settings)), 6.0 * elements)
     heads = (memory.query_heads or architecture.heads) / settings.tensor_parallel
     against = memory.query_dim or memory.key_dim
     if memory.kind == MLA:
         # The compressed vector is key and value at once, save for its rotary part; it is not divided among GPUs.
         size = float(page_bytes(memory, settings, 1)) + memory.index_bytes
-        return _Kind(layers, size, 0, 2 * heads * (against + memory.key_dim), 0.0, 0.0)
+        pair = 2 * heads * (against + memory.key_dim)
+        apart = 2 * heads * 2 * architecture.head_dim if architecture.head_dim else pair
+        return _Kind(layers, size, 0, pair, min(pair, apart), 0.0, 0.0)
     size = local_heads(memory.kv_heads, settings.tensor_parallel) * (memory.key_dim + memory.value_dim) * settings.element
-    return _Kind(layers, float(size), memory.reach, 2 * heads * (against + (memory.value_dim or memory.key_dim)), 0.0, 0.0)
+    pair = 2 * heads * (against + (memory.value_dim or memory.key_dim))
+    return _Kind(layers, float(size), memory.reach, pair, pair, 0.0, 0.0)
 
 
 def _link(device: Device, settings: Settings, data: Mapping[str, Any]) -> tuple[float, float]:
@@ -1256,10 +1260,12 @@ def _drafting(
         return None, 0.0, method
     if method == "mtp":
         return profile(architecture, scheme, device, settings, data, draft=True), 0.0, method
-    if not isinstance(given, Architecture):
+    if given is None:
         raise ModelError(
             "speculation: draft_model needs draft, a model, or relative_cost, a drafted token's time over a decode step's"
         )
+    if not isinstance(given, Architecture):
+        raise ModelError(f"speculation.draft: found {shown(given)}; wanted the architecture of a model that was read")
     own = speculation.get("draft_scheme") or scheme_named("none", given.dtype)
     # The draft model is sharded as the model is; it has no pipeline and no experts of its own to spread.
     sharded = replace(settings, dtype=given.dtype, pipeline_parallel=1, expert_parallel=False)

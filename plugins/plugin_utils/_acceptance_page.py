@@ -7,25 +7,35 @@ It is a function of the records alone, so that rendering it again changes nothin
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ansible_collections.onprem.llm.plugins.module_utils._verdict import FAIL, NOT_RUN, PASS, SKIPPED, WARN
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from . import _acceptance as acceptance
+from ._page import (
+    DASH,  # noqa: F401
+    SCRIPT,
+    SCRIPT_DIGEST,
+    SYMBOLS,
+    figure,
+    number,
+    plural,
+    shortened,
+    tag,
+    template,
+    ticks,
+    unit_sign,
+    words,
+)
 
 TEMPLATE = Path(__file__).with_name("acceptance_report.html.j2")
-DASH = "\N{EN DASH}"
-SYMBOLS = {PASS: "✓", WARN: "!", FAIL: "✕", NOT_RUN: "?", SKIPPED: DASH}
 MEANINGS = {
     PASS: "Looked at, and as it must be.",
     WARN: "Worth a look; no reason to keep the host out of service.",
@@ -53,60 +63,10 @@ ORDER = (
     *("Driver", "Identity", "Settings", "Memory health", "Links", "Topology", "Power and heat", "Errors"),
     *("Performance", "Network", "Comparison", "Other"),
 )
-WORDS = {
-    **{word.lower(): word for word in ("GPU", "PCIe", "NVLink", "ECC", "Xid", "MTU", "NUMA", "NVML", "MIG", "NCCL", "RDMA")},
-    **{word.lower(): word for word in ("PCI", "MAC", "CUDA", "GPUs", "NVSwitches")},
-    **{word.lower(): word for word in ("FP64", "FP32", "TF32", "BF16", "FP16", "FP8", "INT8")},
-    **{"matmul": "matrix product", "mbps": "(Mbit/s)", "gbps": "(Gbit/s)", "bytes": "(bytes)", "celsius": "(°C)"},
-}
-UNITS = {"C": "°C", "us": "µs"}
-SIZES = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"))
-# Opens what is folded before printing; nothing else on the page needs it.
-SCRIPT = "addEventListener('beforeprint',()=>document.querySelectorAll('details').forEach(d=>{d.open=true}))"
-
-
-def unit_sign(unit: str | None) -> str:
-    return UNITS.get(unit or "", unit or "")
-
-
-def words(name: str) -> str:
-    text = " ".join(WORDS.get(word, word) for word in name.split("_"))
-    return text[:1].upper() + text[1:]
 
 
 def category(name: str) -> str:
     return next((title for title, parts in CATEGORIES if any(part in name for part in parts)), "Other")
-
-
-def figure(value: Any, unit: str | None = None) -> str:
-    """A value as an operator reads it; the unit follows where there is one."""
-    if value is None or value == "":
-        return DASH
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (int, float)):
-        if unit == "bytes":
-            size, word = next((step for step in SIZES if abs(value) >= step[0]), (1, "bytes"))
-            return f"{value / size:,.4g} {word}" if size > 1 else f"{value:,} bytes"
-        return f"{number(value)} {unit_sign(unit)}" if unit else number(value)
-    if isinstance(value, (list, tuple)):
-        return ", ".join(figure(item) for item in value) or "none"
-    if isinstance(value, dict):
-        return json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return f"{value} {unit_sign(unit)}" if unit and str(value).replace(".", "").isdigit() else str(value)
-
-
-def number(value: float) -> str:
-    """Four digits that matter, with thousands apart."""
-    if value == 0 or float(value).is_integer():
-        return f"{value:,.0f}"
-    digits = max(0, 3 - math.floor(math.log10(abs(value))))
-    text = f"{value:,.{min(digits, 6)}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def worst_check(verdicts: Iterable[str]) -> str:
@@ -178,18 +138,6 @@ WIDTH, LEFT, RIGHT, TOP, BOTTOM = 640, 116, 22, 40, 44
 NAME = 172
 
 
-def ticks(low: float, high: float, about: int = 6) -> list[float]:
-    raw = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw)
-    first = math.ceil(low / step - 1e-9)
-    return [round(position * step, 10) for position in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def shortened(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
-
-
 def span_of(lanes: Sequence[Mapping[str, Any]], middle: float) -> tuple[float, float]:
     """What the axis shows: every figure and line, and beside a figure that is named room for its name."""
     points = [point for lane in lanes for point in lane["points"]]
@@ -206,15 +154,6 @@ def span_of(lanes: Sequence[Mapping[str, Any]], middle: float) -> tuple[float, f
         else:
             high = max(high, low + (value - low) / (1 - share))
     return (0 if 0 <= low < 0.3 * high else max(low, bottom)), high
-
-
-def tag(name: str, *content: str, **attributes: Any) -> Markup:
-    """One element. What comes in is escaped unless it is markup already."""
-    given = Markup("").join(
-        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), round(value, 1) if isinstance(value, float) else value)
-        for key, value in attributes.items()
-    )
-    return Markup("<{0}{1}>{2}</{0}>").format(name, given, Markup("").join(content))
 
 
 def strip_plot(title: str, unit: str, lanes: Sequence[Mapping[str, Any]], *, lower: bool = False) -> Markup:
@@ -468,21 +407,13 @@ def details(host: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-@cache
-def template(source: str) -> Any:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(words=words, figure=figure, change=change)
-    return environment.from_string(source)
-
-
 def render(title: str, verdict: str, hosts: Sequence[Mapping[str, Any]]) -> str:
     """The whole page."""
     times = sorted(host["record"]["time"] for host in hosts)
     verdicts = [host["verdict"] for host in hosts]
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     found = [details(host) for host in hosts]
     return str(
-        template(TEMPLATE.read_text(encoding="utf-8")).render(
+        template(TEMPLATE).render(
             title=title,
             verdict=verdict,
             times=times,
@@ -497,10 +428,11 @@ def render(title: str, verdict: str, hosts: Sequence[Mapping[str, Any]]) -> str:
             plots=plots(hosts),
             heat=heat_tables(hosts),
             outliers=[found for host in hosts for found in host["outliers"]],
+            change=change,
             symbols=SYMBOLS,
             meanings=MEANINGS,
             signatures=SIGNATURES,
             script=Markup(SCRIPT),  # noqa: S704
-            script_digest=digest,
+            script_digest=SCRIPT_DIGEST,
         )
     )

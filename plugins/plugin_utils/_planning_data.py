@@ -179,7 +179,7 @@ def _words(name: str) -> frozenset[str]:
 
 
 def _named(word: str) -> Device:
-    """The product of which the name, or the key, has all words of what was asked: a100-80gb is a100_sxm4_80gb or a100_pcie_80gb."""
+    """The product of which name or key have all words of what was asked: a100-80gb is a100_sxm4_80gb or a100_pcie_80gb."""
     if word.lower() == "cpu":
         return Device(product="cpu", name="CPU", kind="cpu", memory=0)
     products = _products()
@@ -192,8 +192,9 @@ def _named(word: str) -> Device:
     if found:
         raise ModelError(f"gpus: {word!r} may be {' or '.join(sorted(found))}; say which.")
     raise ModelError(
-        f"gpus: there is no product {word!r}{near(word.lower(), products)}; known are {', '.join(sorted(products))}. Another one can be "
-        "described: gpus: {name: ..., count: 8, memory_bytes: ..., bandwidth_gbps: ..., tflops: {bf16: ...}, compute_capability: '9.0'}."
+        f"gpus: there is no product {word!r}{near(word.lower(), products)}; known are {', '.join(sorted(products))}. Another one "
+        "can be described: gpus: {name: ..., count: 8, memory_bytes: ..., bandwidth_gbps: ..., tflops: {bf16: ...}, "
+        "compute_capability: '9.0'}."
     )
 
 

@@ -123,7 +123,7 @@ def _bits(case: Mapping[str, Any], planned: Deployment) -> float:
 
 
 def _plain_tokens(planned: Deployment, memory: Memory, taken: float) -> float:
-    """KV tokens as a rule of thumb has them: what is left, by 2 x layers x KV heads x head dimension; it knows no window, no MLA."""
+    """KV tokens by a rule of thumb: what is left, over 2 x layers x KV heads x head dimension; it knows no window, no MLA."""
     architecture, settings = planned.model.architecture, planned.settings
     each = 2 * len(architecture.layers) * architecture.kv_heads * architecture.head_dim * settings.element
     gpus = settings.tensor_parallel * settings.pipeline_parallel
@@ -155,7 +155,7 @@ def table(found: list[dict[str, Any]]) -> str:
                 for name, rule in one["rules"].items():
                     wanted = one["weights"][1] if use == "weights" else one["tokens"][1]
                     kinds.setdefault(name, []).append(abs(error(rule["weights" if use == "weights" else "tokens"], wanted)))
-            names = {"accelerate": "`accelerate estimate-memory`", "times 1.2": "weights × 1.2"}
+            names = {"accelerate": "`accelerate estimate-memory`", "times 1.2": "weights x 1.2"}
             for name, errors in kinds.items():
                 if errors:
                     lines.append(
@@ -178,14 +178,14 @@ def table(found: list[dict[str, Any]]) -> str:
         case, (weights, logged), (tokens, counted) = one["case"], one["weights"], one["tokens"]
         if not case["uses"]:
             continue
-        gpus = f"{case.get('tensor_parallel', 1) * case.get('pipeline_parallel', 1)} × {case['gpu'] or 'not told'}"
-        first = f"{weights:.2f}, {logged:.2f} | {error(weights, logged):+.1%}" if "weights" in case["uses"] else "– | –"
+        gpus = f"{case.get('tensor_parallel', 1) * case.get('pipeline_parallel', 1)} x {case['gpu'] or 'not told'}"
+        first = f"{weights:.2f}, {logged:.2f} | {error(weights, logged):+.1%}" if "weights" in case["uses"] else "- | -"
         second = (
             f"{tokens['value']:,} ({tokens['low']:,} to {tokens['high']:,}), {counted:,} | {error(tokens['value'], counted):+.1%}"
             if "kv" in case["uses"]
-            else "– | –"
+            else "- | -"
         )
-        lines.append(f"| {case['id']} | {case.get('engine_version') or '–'} | {gpus} | {first} | {second} |".replace("%", " %"))
+        lines.append(f"| {case['id']} | {case.get('engine_version') or '-'} | {gpus} | {first} | {second} |".replace("%", " %"))
     return "\n".join(lines)
 
 
@@ -203,13 +203,15 @@ def each(found: list[dict[str, Any]]) -> None:
             if amount and measured is not None:
                 inside = "" if amount.low / GIB <= measured <= amount.high / GIB else "  outside"
                 print(
-                    f"    {name:12} {amount.bytes / GIB:8.2f} ({amount.low / GIB:.2f} to {amount.high / GIB:.2f}) GiB, logged {measured:8.2f}{inside}"
+                    f"    {name:12} {amount.bytes / GIB:8.2f} ({amount.low / GIB:.2f} to {amount.high / GIB:.2f}) GiB, "
+                    f"logged {measured:8.2f}{inside}"
                 )
         if case["measured"].get("kv_tokens"):
             tokens, counted = one["tokens"]
             inside = "" if tokens["low"] <= counted <= tokens["high"] else "  outside"
             print(
-                f"    KV tokens    {tokens['value']:,} ({tokens['low']:,} to {tokens['high']:,}), logged {counted:,}: {error(tokens['value'], counted):+.1%}{inside}"
+                f"    KV tokens    {tokens['value']:,} ({tokens['low']:,} to {tokens['high']:,}), logged {counted:,}: "
+                f"{error(tokens['value'], counted):+.1%}{inside}"
             )
 
 
@@ -232,8 +234,10 @@ def fit(found: list[dict[str, Any]]) -> None:
             size = 4 if settings.dtype == "float32" else 2
             batch = size * settings.max_num_batched_tokens
             plain = not (architecture.experts or architecture.vision)
-            if peak and plain and logits * figures["logit_bytes"] > batch * forward_elements(
-                architecture, settings, figures["hidden_vectors"]
+            if (
+                peak
+                and plain
+                and logits * figures["logit_bytes"] > batch * forward_elements(architecture, settings, figures["hidden_vectors"])
             ):
                 bytes_.append((peak - batch * architecture.hidden_size * figures["hidden_kept"]) / logits)
             if measured.get("non_torch_gib") is not None:
