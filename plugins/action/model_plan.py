@@ -15,11 +15,16 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.onprem.llm.plugins.module_utils._model_architecture import ModelError
-from ansible_collections.onprem.llm.plugins.module_utils._model_deployment import deployment_of, opened
-from ansible_collections.onprem.llm.plugins.module_utils._model_plan import make_plan
+from ansible_collections.onprem.llm.plugins.module_utils._model_deployment import deployment_of
+from ansible_collections.onprem.llm.plugins.module_utils._model_plan import make_plan, opened
 from ansible_collections.onprem.llm.plugins.module_utils._model_search import as_deployment, search
 from ansible_collections.onprem.llm.plugins.module_utils._model_speed import workload_of
-from ansible_collections.onprem.llm.plugins.module_utils._plan_comparison import ComparisonError, corrections_for, load_store
+from ansible_collections.onprem.llm.plugins.module_utils._plan_comparison import (
+    ComparisonError,
+    corrections_for,
+    hints_for,
+    load_store,
+)
 from ansible_collections.onprem.llm.plugins.plugin_utils._acceptance import plain
 from ansible_collections.onprem.llm.plugins.plugin_utils._gpu_data import GpuDataError
 from ansible_collections.onprem.llm.plugins.plugin_utils._plan_inventory import as_yaml
@@ -66,22 +71,25 @@ class ActionModule(ActionBase):
         data = planning_data()
         engines = data["engines"]["engines"]
         own = given["thresholds"]
-        model, device, count = opened(given, lambda wanted: hardware(wanted, own))
+        asked = {name: given[name] for name in ("model", "gpus", "quantisation", "settings")}
+        model, device, count = opened(asked, lambda wanted: hardware(wanted, own))
         work = workload_of(given["workload"])
         deployment = deployment_of(model, device, count, given["settings"], engines)
-        found = None
+        found, hints = None, []
         if given["search"]:
             found = search(model, device, count, given["settings"], data, work)
             if found["chosen"]:
                 deployment = as_deployment(found["chosen"], model, device, count, given["settings"], engines)
         if given["corrections_file"]:
             # What was learnt is found by what a plan without it says of model, engine and GPUs.
-            learnt = corrections_for(load_store(given["corrections_file"]), make_plan(deployment, data, work))
-            deployment = replace(deployment, corrections=learnt)
+            store, without = load_store(given["corrections_file"]), make_plan(deployment, data, work)
+            deployment = replace(deployment, corrections=corrections_for(store, without))
+            hints = hints_for(store, without)
         plan = make_plan(deployment, data, work, given["speculation"], given["cost"])
-        for line in (*summary_lines(plan), *search_lines(found)):
+        for line in (*summary_lines(plan), *search_lines(found), *(f"  known elsewhere: {hint['text']}" for hint in hints)):
             display.display(line)
         answer = {"changed": False, "plan": plan, "search": found, "verdict": plan["verdict"], "summary": plan["summary"]}
+        answer["hints"] = hints
         if given["directory"]:
             answer.update(self._written(given, plan, found))
         return answer

@@ -209,7 +209,7 @@ def memory_of(deployment: Deployment, engines: Mapping[str, Any]) -> Memory:
             f"{share:g} x total - " + " - ".join(name for name, amount in terms.items() if amount in inside),
             engine["source"],
         )
-    return Memory(total, budget, terms, by_part, deployment.corrected("kv_cache", left), held)
+    return Memory(total, budget, terms, by_part, left, held)
 
 
 def fits(deployment: Deployment, memory: Memory) -> int:

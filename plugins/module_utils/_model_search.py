@@ -61,6 +61,7 @@ OBJECTIVES = {
     "latency": "time between two tokens, and time of a whole answer, at the workload's concurrency",
     "headroom": "share of a GPU's memory that is free beside one request of the longest length",
     "quality": "published loss by the weights' quantisation, plus that by the KV cache's type",
+    "gpus": "GPUs that the workload needs, where there is one",
 }
 
 
@@ -111,18 +112,20 @@ class Point:
     e2e: float | None
     headroom: float
     quality: Quality
+    gpus: float | None = 0  # that the workload needs; the same for all where there is none
 
     @cached_property
     def exact(self) -> tuple[float, ...]:
         """More is better in each."""
         late = tuple(-math.inf if value is None else -value for value in (self.itl, self.e2e))
-        return (-math.inf if self.throughput is None else self.throughput, *late, self.headroom)
+        needed = -math.inf if self.gpus is None else -float(self.gpus)
+        return (-math.inf if self.throughput is None else self.throughput, *late, self.headroom, needed)
 
     @cached_property
     def levels(self) -> tuple[float, ...]:
         """The same in steps of the tolerance: what is in one step is equal, and dominance stays transitive."""
-        rate, itl, e2e, headroom = self.exact
-        return (_step(rate), -_step(-itl), -_step(-e2e), round(headroom / TOLERANCE))
+        rate, itl, e2e, headroom, needed = self.exact
+        return (_step(rate), -_step(-itl), -_step(-e2e), round(headroom / TOLERANCE), needed)
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -208,8 +211,7 @@ class Candidate:
     @property
     def gpus_needed(self) -> int | None:
         """GPUs that the workload needs, which may be fewer than the host has."""
-        needed = (self.served or {}).get("replicas_needed")
-        return None if needed is None else int(needed) * self.deployment.settings.gpus
+        return gpus_needed(self.served, self.deployment.settings)
 
     @property
     def share(self) -> float:
@@ -478,6 +480,7 @@ class _Search:
             e2e=_finite((served or {}).get("e2e_ms")),
             headroom=(memory.cache.bytes - needed) / memory.total.bytes,
             quality=quality_of(deployment.scheme.name, deployment.settings.kv_cache_dtype, self.data["quality"]),
+            gpus=gpus_needed(served, deployment.settings) if self.work is not None else 0,
         )
         low = memory.cache.low >= needed
         if deployment.settings.cache_bytes:
@@ -592,6 +595,11 @@ def capacity(served: Mapping[str, Any] | None, work: Workload | None, replicas: 
         return float(served["requests_per_day_at_capacity"]) * work.peak_factor / DAY * work.answer_mean
     full = full_load(served)
     return None if full is None else float(full["tokens_per_second"]) * replicas
+
+
+def gpus_needed(served: Mapping[str, Any] | None, settings: Settings) -> int | None:
+    needed = (served or {}).get("replicas_needed")
+    return None if needed is None else int(needed) * settings.gpus
 
 
 def full_load(served: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -812,6 +820,9 @@ def _row(candidate: Candidate, hunt: _Search, front: bool, chosen: bool) -> dict
     }
 
 
+BEST = ("highest throughput", "lowest time between tokens", "shortest answer", "most headroom", "fewest GPUs for the workload")
+
+
 def _why(
     found: list[Candidate], place: int, members: list[int], better: Mapping[int, int], rows: Mapping[int, Mapping[str, Any]]
 ) -> str:
@@ -825,7 +836,7 @@ def _why(
     own = found[place].point
     best = [
         name
-        for index, name in enumerate(("highest throughput", "lowest time between tokens", "shortest answer", "most headroom"))
+        for index, name in enumerate(BEST[: len(BEST) if any(point.gpus for point in front) else -1])
         if math.isfinite(own.levels[index]) and own.levels[index] == max(point.levels[index] for point in front)
     ]
     known = [point.quality.loss for point in front if point.quality.loss is not None]
@@ -836,7 +847,7 @@ def _why(
 
 
 def _differences(above: Point, below: Point) -> list[str]:
-    names = ("throughput", "time between tokens", "time of an answer", "headroom")
+    names = ("throughput", "time between tokens", "time of an answer", "headroom", "GPUs for the workload")
     found = [name for name, mine, theirs in zip(names, above.levels, below.levels) if mine > theirs]
     return found + (["quality"] if above.quality.against(below.quality) == 1 else [])
 

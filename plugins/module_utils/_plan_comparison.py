@@ -135,6 +135,8 @@ def decided(term: str, values: Mapping[str, tuple[float, float]], what: str = "p
 
 # --- logs ------------------------------------------------------------------------------------------------------------
 
+# Stands at the end of a line of which the rest may be missing, so that no figure that is cut is taken for a whole one.
+HALF = "\N{HORIZONTAL ELLIPSIS}"
 NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
 ANSI = re.compile(r"\x1b(?:\[[0-9;:?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
 # The process that printed a line: (Worker_TP0 pid=1), (VllmWorker rank=1 pid=2), (EngineCore_DP0 pid=3), (RayWorkerWrapper ...).
@@ -181,8 +183,8 @@ VLLM_LINES: tuple[Line, ...] = (
     _line("graphs_estimated", r"Estimated CUDA graph memory: <N> GiB total", GIB, 2),
 )
 VLLM_CONFIG = re.compile(r"Initializing (?:an|a V\d) LLM engine \(v([^)\s]+)\) with config: (.*)")
-VLLM_VERSION = re.compile(r"(?:vLLM (?:API )?server version|█\s+version) v?(\d[\w.+-]*)")
-VLLM_MODEL = re.compile(r"█\s+model\s+(\S+)\s*$")
+VLLM_VERSION = re.compile(r"(?:vLLM (?:API )?server version|█\s+version) v?(\d[\w.+-]*)(?![\w.+-]|" + HALF + ")")
+VLLM_MODEL = re.compile(r"█\s+model\s+([^\s" + HALF + r"]+)\s*$")
 CONFIG_FIELDS = {
     "model": "model",
     "max_seq_len": "max_model_len",
@@ -211,10 +213,10 @@ LLAMA_BUFFER = re.compile(
     r"(?:load_tensors: +(?P<old>[\w.]+)|(?P<device>[\w.]+) +(?P<kind>model|KV|RS|compute)) buffer size = +(?P<size>[\d.]+) MiB"
 )
 LLAMA_BUFFERS = {"model": "weights", "KV": "kv_memory", "RS": "kv_memory", "compute": "activation"}
-LLAMA_SETTINGS = re.compile(r"\b(n_ctx_per_seq|n_ctx_seq|n_ctx|n_seq_max|n_ubatch|kv_unified|flash_attn) += +(\w+)")
+LLAMA_SETTINGS = re.compile(r"\b(n_ctx_per_seq|n_ctx_seq|n_ctx|n_seq_max|n_ubatch|kv_unified|flash_attn) += +(\w+)\s*$")
 LLAMA_CONTEXT = re.compile(r"\bllama_(?:context|init_from_model|new_context_with_model): ")
 LLAMA_MODEL = re.compile(r"loaded meta data with .* from (.+?) \(version ")
-LLAMA_FILE_TYPE = re.compile(r"print_(?:info|meta): (?:file type|model ftype) += +(.+?)\s*$")
+LLAMA_FILE_TYPE = re.compile(r"print_(?:info|meta): (?:file type|model ftype) += +([^" + HALF + r"]+?)\s*$")
 LLAMA_BUILD = re.compile(r"\bbuild(?:: | = |=)(\d+) (?:\([0-9a-f]+\)|commit=)")
 LLAMA_KV_TYPES = re.compile(r"K \((\w+)\): +[\d.]+ MiB, V \((\w+)\)")
 LLAMA_SELF = re.compile(r"KV self size += +" + NUMBER + r" MiB")
@@ -230,10 +232,11 @@ SOUGHT = (
 
 
 def clean_lines(text: str) -> Iterator[str]:
-    """Lines without colours; a progress bar writes several into one."""
-    for line in re.split(r"[\r\n]+", ANSI.sub("", text)):
-        if line.strip():
-            yield line
+    """Lines without colours; a progress bar writes several into one. A last line that does not end is marked as half."""
+    lines = [line for line in re.split(r"[\r\n]+", ANSI.sub("", text)) if line.strip()]
+    if lines and text[-1] not in "\r\n":
+        lines[-1] += HALF
+    yield from lines
 
 
 def read_log(text: str) -> Reported:
@@ -362,12 +365,12 @@ def _vllm_settings(line: str, found: Reported) -> None:
         _config(config[2], settings)
     if arguments := ARGUMENT_LINES.search(line):
         for name, setting in ARGUMENTS.items():
-            hit = re.search(rf"\b{name}['\"]?[=:] ?('[^']*'|\"[^\"]*\"|[^,\s)}}]+)", arguments[1])
+            hit = re.search(rf"\b{name}['\"]?[=:] ?('[^']*'|\"[^\"]*\"|[^,\s)}}{HALF}]+)(?=[,\s)}}]|$)", arguments[1])
             if hit and _value(hit[1]) is not None:
                 settings[setting] = _value(hit[1])
-    if hit := re.search(r"Chunked prefill is enabled with max_num_batched_tokens=(\d+)", line):
+    if hit := re.search(r"Chunked prefill is enabled with max_num_batched_tokens=(\d+)\.", line):
         settings["max_num_batched_tokens"] = int(hit[1])
-    if hit := re.search(r"(?:x gpu_memory_utilization|Desired GPU memory utilization is) \(([\d.]+)", line):
+    if hit := re.search(r"(?:x gpu_memory_utilization|Desired GPU memory utilization is) \(([\d.]+)[,)]", line):
         settings["memory_utilization"] = float(hit[1])
     if hit := re.search(r"gpu_memory_utilization=([\d.]+\d)\s*$", line):
         settings["memory_utilization"] = float(hit[1])
@@ -395,7 +398,7 @@ def _config(text: str, settings: dict[str, Any]) -> None:
     text = re.split(r"\b(?:compilation_config|pooler_config)=", text)[0]
     text = re.sub(r"\bspeculative_config=\w+\([^()]*(?:\([^()]*\)[^()]*)*\)", "", text)
     for name, setting in CONFIG_FIELDS.items():
-        hit = re.search(rf"(?:^|[\s,]){name}=('[^']*'|\"[^\"]*\"|[^,\s)]+)", text)
+        hit = re.search(rf"(?:^|[\s,]){name}=('[^']*'|\"[^\"]*\"|[^,\s){HALF}]+)(?=[,\s)]|$)", text)
         if hit:
             value = _value(hit[1])
             settings[setting] = value if value is not None else "none" if setting == "quantisation" else None

@@ -343,9 +343,11 @@ def limits(plan: Mapping[str, Any], total: float, stack: float, x: Any, bottom: 
         lines.append(("peak", budget, f"for the engine: {quantity(budget, 'bytes')}", 28))
     for class_, size, text, y in lines:
         place = percent(x(size))
-        anchor = {"text_anchor": "end", "dx": -5} if x(size) > 45 else {"text_anchor": "start", "dx": 5}
         yield tag("line", class_=class_, x1=place, x2=place, y1=y - 9, y2=bottom)
-        yield tag("text", text, class_=f"bound {class_}", x=place, y=y, **anchor)
+        # Words that would not fit to the left begin right of both lines, so that they cross neither.
+        beside = x(size) > 45
+        anchor = {"text_anchor": "end", "dx": -5} if beside else {"text_anchor": "start", "dx": 5}
+        yield tag("text", text, class_=f"bound {class_}", x=place if beside else percent(x(max(total, size))), y=y, **anchor)
     missing = positive(plan.get("missing_bytes"))
     text = f"{quantity(missing, 'bytes')} missing" if missing is not None else f"{quantity(stack - total, 'bytes')} too much"
     if missing is not None or stack > total:
@@ -625,7 +627,7 @@ def searched(plan: Mapping[str, Any], search: Mapping[str, Any] | None) -> dict[
     """What the page shows of a search: the drawing, its legend, and the deployments as rows, the front numbered."""
     if search is None:
         return None
-    found = [dict(item) for item in search.get("deployments") or []]
+    found = [searched_item(item) for item in search.get("deployments") or []]
     front = sorted(
         (d for d in found if d.get("front")), key=lambda d: (-(positive(d.get("tokens_per_second")) or 0), quant_name(d))
     )
@@ -647,15 +649,37 @@ def searched(plan: Mapping[str, Any], search: Mapping[str, Any] | None) -> dict[
         "front": rows,
         "others": others,
         "chosen": next((deployment_row(item, keys) for item in found if item.get("chosen")), None),
+        "objectives": [(words(str(name)), str(text)) for name, text in (search.get("objectives") or {}).items()],
+        "refusals": [(quantity(item.get("count")), str(item.get("text") or "")) for item in search.get("refusals") or []],
+        "do_not_fit": measure(search.get("do_not_fit")) or 0,
+        "nearest": nearest(search.get("nearest")),
         "chosen_settings": next(
-            (
-                [(key, quantity(value)) for key, value in (item.get("settings") or {}).items()]
-                for item in found
-                if item.get("chosen")
-            ),
-            [],
+            ([(key, quantity(at(item, "settings", key))) for key in varied or keys] for item in found if item.get("chosen")), []
         ),
     }
+
+
+def searched_item(item: Mapping[str, Any]) -> dict[str, Any]:
+    """A deployment with what counts its copies among its settings."""
+    beside = {key: item[key] for key in ("replicas", "gpus") if item.get(key) is not None}
+    return {**item, "settings": {**beside, **(item.get("settings") or {})}}
+
+
+def nearest(item: Any) -> dict[str, Any] | None:
+    """What comes nearest where nothing could be chosen."""
+    if not isinstance(item, Mapping):
+        return None
+    return {
+        "label": item.get("label") or quant_name(item),
+        "lacks": [str(text) for text in item.get("lacks") or []],
+        "advice": [(quantity(part.get("change")), part.get("effect") or "") for part in item.get("advice") or []],
+    }
+
+
+def loss(item: Mapping[str, Any]) -> str:
+    """A loss of quality; the measure says of what it is a percentage."""
+    unit = {"score": "% of a score", "perplexity": "% more perplexity"}.get(str(item.get("quality_measure")))
+    return quantity(item.get("quality_loss"), unit) if item.get("quality_loss") != 0 else "none"
 
 
 def deployment_row(item: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
@@ -669,7 +693,7 @@ def deployment_row(item: Mapping[str, Any], keys: Sequence[str]) -> dict[str, An
         "itl": quantity(item.get("itl_ms"), "ms"),
         "ttft": quantity(item.get("ttft_ms"), "ms"),
         "headroom": quantity(item.get("headroom_share"), "share"),
-        "loss": quantity(item.get("quality_loss")),
+        "loss": loss(item),
         "day": quantity(item.get("requests_per_day_at_slo")),
         "meets": quantity(item.get("meets_slo")),
         "verdict": verdict if verdict in SYMBOLS else None,
@@ -708,7 +732,8 @@ def scatter(plan: Mapping[str, Any], deployments: Sequence[Mapping[str, Any]], k
         item, place = points[index], places[index]
         if item.get("chosen"):
             text = "chosen" if "number" not in item else f"{item['number']} chosen"
-            drawn.append(labels.beside(*place, text, "name here-text", 14))
+            short = text.split()[0]
+            drawn.append(labels.beside(*place, text, "name here-text", 14) or labels.beside(*place, short, "name here-text", 14))
         elif "number" in item:
             drawn.append(labels.beside(*place, str(item["number"]), "name", 7))
     told = f"{plural(len(points), 'deployment')}, {sum(1 for item in points if item.get('front'))} of them on the Pareto front."
@@ -756,7 +781,7 @@ def cards(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
     for key, said in (("itl_ms", "between tokens"), ("ttft_ms", "to the first token")):
         value, goal = at(service, key), positive(at(slo, key))
         tail = at(service, key.replace("_ms", "_p95_ms"))
-        beside = [f"95 %: {quantity(tail, 'ms')}"] if tail is not None else []
+        beside = [f"95\N{NO-BREAK SPACE}%: {quantity(tail, 'ms')}"] if tail is not None else []
         beside += [f"SLO {quantity(goal, 'ms')}"] if goal else []
         said += f" ({', '.join(beside)})" if beside else ""
         judged = measure(value if tail is None else tail)

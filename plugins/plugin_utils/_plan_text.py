@@ -113,15 +113,12 @@ def search_lines(found: Mapping[str, Any] | None) -> Iterator[str]:
     if not found:
         return
     yield f"search: {found['considered']} deployments considered, {found['do_not_fit']} do not fit; the Pareto front:"
-    yield f"  {'deployment':<44} {'tokens/s':>10} {'ITL ms':>8} {'room':>6} {'loss %':>7}"
+    yield f"  {'deployment':<68} {'tokens/s':>10} {'ITL ms':>8} {'room':>6} {'loss %':>7}"
     for one in found["deployments"]:
         if one["front"]:
-            settings = one["settings"]
-            name = (
-                f"{one['quantisation']}, KV {settings['kv_cache_dtype']}, {_parallel({**settings, 'replicas': one['replicas']})}"
-            )
             loss = "?" if one["quality_loss"] is None else f"{one['quality_loss']:.1f}"
             rate = number(one["tokens_per_second"]) if one["tokens_per_second"] is not None else "?"
             mark = "*" if one["chosen"] else " "
-            yield f"{mark} {name[:44]:<44} {rate:>10} {number(one['itl_ms'] or 0):>8} {one['headroom_share']:>6.0%} {loss:>7}"
-    yield f"* {found['chosen']['why']}" if found["chosen"] else "no deployment serves this workload within its SLO"
+            interval, room = number(one["itl_ms"] or 0), one["headroom_share"]
+            yield f"{mark} {one['label'][:68]:<68} {rate:>10} {interval:>8} {room:>6.0%} {loss:>7}"
+    yield f"* {found['chosen']['why']}" if found["chosen"] else "none of them serves the workload within its SLO"

@@ -68,8 +68,8 @@ def _looked_at(where: str, path: str, value: Any, documents: Mapping[str, Any]) 
             for source in named if isinstance(named, list) else []:
                 if source not in documents:
                     yield f"{where}: {path.lstrip('.')}: its source {source!r} is not in documents"
-            bounds = [value.get(key) for key in ("low", "value", "high")]
-            if all(isinstance(bound, (int, float)) for bound in bounds) and not bounds[0] <= bounds[1] <= bounds[2]:
+            bounds = [value[key] for key in ("low", "value", "high") if isinstance(value.get(key), (int, float))]
+            if len(bounds) == 3 and not bounds[0] <= bounds[1] <= bounds[2]:
                 yield f"{where}: {path.lstrip('.')}: {bounds[1]} is not between {bounds[0]} and {bounds[2]}"
         for key, inner in value.items():
             yield from _looked_at(where, f"{path}.{key}", inner, documents)
@@ -232,9 +232,9 @@ def _from_gpu_info(read: Mapping[str, Any], own: Mapping[str, Any] | None) -> tu
     elif speed:
         changes.update(link="nvlink", link_bandwidth=speed)
         sources["link"] = "gpu_info of the host"
-    limits = [(gpu.get("power") or {}).get("enforced_limit_watts") for gpu in gpus]
+    limits = [float((gpu.get("power") or {}).get("enforced_limit_watts") or 0) for gpu in gpus]
     if all(limits):
-        changes["power_watts"] = float(min(limits))
+        changes["power_watts"] = min(limits)
         sources["power"] = "gpu_info of the host"
     return _changed(device, changes, sources), len(gpus)
 

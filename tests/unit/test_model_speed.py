@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
@@ -798,3 +800,49 @@ def test_more_requests_never_wait_less_and_prefix_hits_never_serve_fewer(
 def test_higher_acceptance_never_yields_fewer_tokens(one: float, two: float, drafted: int) -> None:
     low, high = expected_tokens(min(one, two), drafted), expected_tokens(max(one, two), drafted)
     assert 1 - 1e-9 <= low <= high * (1 + 1e-9) <= (drafted + 1) * (1 + 2e-9)
+
+
+# --- published speeds ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bench() -> Any:
+    """tests/bench/speed.py, which writes the table of docs/planning.md."""
+    path = Path(__file__).parents[1] / "bench" / "speed.py"
+    spec = importlib.util.spec_from_file_location("bench_speed", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_interval_of_a_time_holds_nine_in_ten_published_speeds(bench: Any) -> None:
+    found = bench.on_gpu_engines(bench.compared())
+    assert len(found) > 100 and len({one["row"]["gpu"] for one in found}) >= 8
+    outside = [one["row"]["id"] for one in found if not one["inside"]]
+    assert len(outside) <= 0.1 * len(found), outside
+    held = [one["ratio"] for one in found if one["row"]["half"] == "held out"]
+    # The rows that no constant saw: the median is near, and the spread is wider than the interval, as the document says.
+    assert len(held) > 50 and bench.error(held) < 0.25 and 0.9 < statistics.median(held) < 1.15
+
+
+def test_every_published_speed_has_a_source_and_a_half(bench: Any) -> None:
+    data, rows = bench.published(), bench.rows()
+    assert len({row["id"] for row in rows}) == len(rows)
+    for row in rows:
+        assert row["source"] in data["documents"] and row["group"] in data["groups"] and row["measure"] in bench.MEASURES, row[
+            "id"
+        ]
+        assert row["half"] in bench.HALVES and row["unit"] in ("tokens/s", "ms") and row["value"] > 0, row["id"]
+    assert all(document["title"] and document["url"] for document in data["documents"].values())
+    assert {row["id"] for row in rows if row["source"] == "not_known"} == {row["id"] for row in rows if row.get("left_out")}
+
+
+def test_a_published_speed_is_compared_as_tokens_a_second(bench: Any) -> None:
+    row = {**bench.rows()[0], "unit": "ms", "value": 20.0, "concurrency": 8, "context": 1000}
+    assert bench.tokens_per_second(row) == 400
+    found = bench.looked_at(row)
+    assert found["ratio"] == pytest.approx(found["planned"] / 400)
+    assert not bench.looked_at({**row, "value": 2.0})["inside"] and not bench.looked_at({**row, "value": 200.0})["inside"]
+    with pytest.raises(ValueError, match="count: found 4"):
+        bench.looked_at({**row, "count": 4})

@@ -335,9 +335,12 @@ def test_a_log_that_is_cut_anywhere_gives_nothing_but_what_the_whole_has(end: in
         part = read_log(text[:end])
     except ComparisonError:
         return
-    seen = {"cuda_graphs", "activation", "weights", "kv_memory"}  # summed up, or of processes that may be missing
-    for name_of_term in set(part.terms) - seen:
-        assert part.terms[name_of_term].value in (whole.terms[name_of_term].low, whole.terms[name_of_term].high)
+    summed_up = {"cuda_graphs", "activation", "weights", "kv_memory"}  # or of processes that may be missing
+    for found in set(part.terms) - summed_up:
+        assert part.terms[found].value in (whole.terms[found].low, whole.terms[found].high)
+    for setting in set(part.settings) - {"device"}:
+        assert part.settings[setting] == whole.settings[setting], setting
+    assert part.engine_version in ("", whole.engine_version)
 
 
 # --- metrics and GPUs ------------------------------------------------------------------------------------------------

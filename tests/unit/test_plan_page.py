@@ -598,6 +598,31 @@ def test_the_table_of_the_front_has_the_numbers_of_the_drawing() -> None:
     assert {"1", "2", "8"} <= set(labels) and any("chosen" in text for text in labels)
 
 
+def test_a_search_without_choice_says_what_is_nearest_and_what_was_left_out() -> None:
+    found = {
+        **deployments(3),
+        "do_not_fit": 17,
+        "nearest": {
+            "label": "fp8, TP 8",
+            "lacks": ["3 GiB on each GPU"],
+            "advice": [{"change": "weights in awq", "effect": "fits"}],
+        },
+        "refusals": [{"code": "heads", "count": 4, "text": "tensor_parallel 3 does not divide the 40 heads."}],
+        "objectives": {"throughput": "requests a day within the SLO"},
+    }
+    for number, item in enumerate(found["deployments"]):
+        item.update(replicas=number + 1, quality_measure="score", quality_loss=(0.0, 0.3, None)[number], front=True)
+    said = Page(page.render(make_plan(), "t", found)).said
+    for words in (
+        *("Nothing could be chosen. Nearest is fp8, TP 8; it lacks: 3 GiB on each GPU.", "weights in awq: fits"),
+        *("17 do not fit", "4 would not start, such as: tensor_parallel 3 does not divide", "Throughput : requests a day"),
+        *("0.3 % of a score", "replicas tensor parallel"),
+    ):
+        assert words in said, words
+    shown = page.searched(make_plan(), found)
+    assert shown is not None and sorted(row["loss"] for row in shown["front"]) == ["0.3 % of a score", "none", shared.DASH]
+
+
 @pytest.mark.parametrize(("key", "title"), [(key, title) for key, title, _why in page.OPTIONAL])
 @pytest.mark.parametrize("absent", [True, False])
 def test_a_section_that_is_null_is_named_as_left_out(key: str, title: str, absent: bool) -> None:
