@@ -31,7 +31,7 @@ bench: ## measure, and write docs/benchmarks.md
 	@$(PYTHON) tests/bench/run.py
 
 accuracy: ## hold the planner against published engine logs, and write the tables of docs/planning.md
-	@$(LAB) exec $(PYTHON) tests/bench/accuracy.py
+	@$(LAB) exec sh -c "$(PYTHON) tests/bench/accuracy.py && $(PYTHON) tests/bench/speed.py"
 
 lint: ## the static checks alone
 	@$(PYTHON) tests/run.py lint

@@ -143,8 +143,8 @@ def _model(
             return None
         source = {"type": "directory", "path": str(folder)}
         said.append(
-            "The plan read this directory on the control node; the model servers must see it at the same path, with SHA256SUMS in "
-            "it, for instance as an NFS mount."
+            "The plan read this directory on the control node; the model servers must see it at the same path, for instance on "
+            "an NFS mount, with SHA256SUMS in it."
         )
     if not release and source["type"] == "huggingface":
         release = str(source["revision"])[:12]

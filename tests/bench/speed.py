@@ -18,6 +18,7 @@ import json
 import math
 import statistics
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -193,14 +194,14 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
     bounds = planning_data()["speed"]["engines"]["vllm"]["error"]
     (low, high), (held_low, held_high) = (ninety([one["ratio"] for one in some]) for some in (chosen, held))
     close = sum(0.8 <= one["ratio"] <= 1.25 for one in held)
-    lines += [
-        "",
+    said = (
         f"The interval of a time of vLLM, {bounds['low']:g} to {bounds['high']:g} times what is planned, holds "
         f"{sum(one['inside'] for one in chosen)} of the {len(chosen)} rows of GPU engines other than llama.cpp, and "
-        f"{sum(one['inside'] for one in held)} of the {len(held)} that are held out.",
-        f"Nine in ten of all are between {low:.2f} and {high:.2f}, and of those held out between {held_low:.2f} and "
-        f"{held_high:.2f}; {close} of these are within a factor of 1.25.",
-    ]
+        f"{sum(one['inside'] for one in held)} of the {len(held)} that are held out. Nine in ten of all are between {low:.2f} "
+        f"and {high:.2f}, and of those held out between {held_low:.2f} and {held_high:.2f}; {close} of these are within a factor "
+        "of 1.25."
+    )
+    lines += ["", *textwrap.wrap(said, 130)]
     return "\n".join(lines)
 
 
