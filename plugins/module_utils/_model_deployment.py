@@ -8,11 +8,13 @@ GPU, what an engine would refuse, and what would make it fit. Sizes are bytes on
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ._model_architecture import Architecture, ModelError
+from ._model_architecture import ATTENTION, EXPERT, EXPERTS, INPUTS, MLP, OUTPUTS, SHARED_EXPERT, Architecture, ModelError
 from ._model_families import architecture as architecture_of_config
 from ._model_families import explicit
 from ._model_files import ModelFiles, compare_with, read_model
@@ -31,7 +33,7 @@ from ._model_memory import (
     stages,
     weights,
 )
-from ._model_quantisation import Scheme, scheme_for, scheme_of_gguf
+from ._model_quantisation import DOWN, Scheme, scheme_for, scheme_of_gguf
 from ._model_settings import settings_of
 
 GIB = 2**30
@@ -94,7 +96,7 @@ def model_of(given: Any, quantisation: str | None = None, dtype: str | None = No
         scheme = scheme_for(given.get("quantization_config"), quantisation, dtype or architecture.dtype, architecture)
         return _model(str(given.get("_name_or_path") or architecture.name), "", architecture, scheme)
     files = read_model(str(given))
-    name = str(given).rstrip("/").removesuffix("/config.json").rpartition("/")[2].removesuffix(".json")
+    name = _named(os.path.abspath(str(given)))
     if files.gguf is not None:
         if quantisation not in (None, "auto"):
             raise ModelError(
@@ -107,6 +109,14 @@ def model_of(given: Any, quantisation: str | None = None, dtype: str | None = No
     notes = compare_with(files, architecture, stored) if files.safetensors else []
     scheme = scheme_for(files.quantization_config, quantisation, dtype or architecture.dtype, architecture)
     return replace(_model(name, files.path, architecture, scheme), files=files, notes=(*files.notes, *notes))
+
+
+def _named(path: str) -> str:
+    """The folder's name, or that of the folder above where the folder is a release."""
+    *above, last = path.removesuffix("/config.json").split("/")
+    if re.fullmatch(r"v?\d+([.-]\d+)*", last) and above and above[-1]:
+        return above[-1]
+    return last.removesuffix(".json")
 
 
 def _whole(value: Any) -> Any:
@@ -257,18 +267,75 @@ def refusals(deployment: Deployment) -> Iterator[tuple[str, str]]:
     if engine not in scheme.engines:
         yield "engine_lacks_quantisation", f"{settings.engine} does not serve {scheme.name}; {', '.join(scheme.engines)} does."
     capability = capability_of(device)
-    if device.kind == "gpu" and engine == "vllm" and capability < scheme.served_from:
+    if lacks_bfloat16(deployment):
+        yield (
+            "no_bfloat16",
+            f"{device.name} (compute capability {capability}) has no bfloat16, which came with 8.0; give dtype float16.",
+        )
+    elif device.kind == "gpu" and engine == "vllm" and capability < scheme.served_from:
         yield (
             "compute_capability",
-            f"{scheme.name} needs compute capability {scheme.served_from} or newer, and {device.name} has {capability}"
-            + ("; give dtype float16." if scheme.served_from == 8.0 and not scheme.quantised else "."),
+            f"{scheme.name} needs compute capability {scheme.served_from} or newer, and {device.name} has {capability}.",
         )
+    if device.kind == "gpu" and engine == "vllm" and scheme.refused_from and capability >= scheme.refused_from:
+        yield (
+            "compute_capability",
+            f"vLLM does not serve {scheme.name} from compute capability {scheme.refused_from} on, and {device.name} has "
+            f"{capability}.",
+        )
+    if engine == "vllm":
+        text = misaligned(architecture, scheme, settings)
+        if text:
+            yield "not_divisible", text
     if architecture.max_context and settings.max_model_len > architecture.max_context:
         yield (
             "beyond_context",
             f"max_model_len {settings.max_model_len} is more than the {architecture.max_context} tokens that the model was made "
             "for.",
         )
+
+
+def misaligned(architecture: Architecture, scheme: Scheme, settings: Settings) -> str:
+    """Why vLLM cannot divide the matrices among GPUs, empty where it can.
+
+    It divides without padding, and not through what shares a scale: "not divisible by weight quantization block_n" (vLLM issue
+    17569), "not aligned with the quantized weight shape" (issue 21695). Kernels that pad experts say so in their scheme.
+    """
+    for weight in architecture.weights:
+        if weight.part not in (ATTENTION, MLP, EXPERT, SHARED_EXPERT) or weight.inputs == 1:
+            continue
+        parts, across = settings.tensor_parallel, weight.split == INPUTS
+        if weight.split == EXPERTS and not settings.expert_parallel:
+            parts, across = settings.tensor_parallel * settings.data_parallel, bool(DOWN.search(weight.name))
+        elif weight.split not in (INPUTS, OUTPUTS):
+            continue
+        size = weight.inputs if across else weight.outputs
+        if parts == 1:
+            continue
+        if size % parts:
+            return f"{weight.name}: {size} is not divisible by {parts} GPUs."
+        if weight.part not in scheme.parts or scheme.expert_padding:
+            continue
+        step = _alone(scheme.group, across)
+        if size // parts % step:
+            share = f"{size} over {parts} GPUs is {size // parts}"
+            return f"{weight.name}: {share}, no multiple of the {step} that share a scale ({scheme.name})."
+    return ""
+
+
+def _alone(group: Any, across: bool) -> int:
+    """Elements along the divided dimension that share a scale, and so cannot be parted."""
+    if isinstance(group, tuple):
+        return int(group[1 if across else 0])
+    return group if across and isinstance(group, int) else 1
+
+
+def lacks_bfloat16(deployment: Deployment) -> bool:
+    """vLLM: "Bfloat16 is only supported on GPUs with compute capability of at least 8.0", whatever the weights are in."""
+    device, settings = deployment.device, deployment.settings
+    return (
+        settings.engine == "vllm" and settings.dtype == "bfloat16" and device.kind == "gpu" and device.compute_capability < (8, 0)
+    )
 
 
 def cautions(deployment: Deployment, memory: Memory, served: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
@@ -322,10 +389,11 @@ def cautions(deployment: Deployment, memory: Memory, served: Mapping[str, Any] |
             "gpus_left_over",
             f"{deployment.count - deployment.replicas * settings.gpus} of {deployment.count} GPUs serve nothing.",
         )
-    if served and served.get("concurrency", 0) > settings.max_num_seqs:
+    running = ((served or {}).get("concurrency") or 0) / settings.data_parallel
+    if running > settings.max_num_seqs:
         yield (
             "max_num_seqs",
-            f"the workload asks for {served['concurrency']:.0f} requests at a time, and max_num_seqs is {settings.max_num_seqs}.",
+            f"the workload asks for {running:.0f} requests at a time of one engine, and max_num_seqs is {settings.max_num_seqs}.",
         )
     if device.kind == "gpu" and not device.rates:
         yield "unknown_rates", f"no arithmetic rate of {device.name} is known; give gpus.tflops to have speeds predicted."

@@ -122,9 +122,10 @@ def verdict_of(deployment: Deployment, plan: Mapping[str, Any], refused: list[di
     if refused:
         return FAIL, f"{where}: {settings.engine} would not start: {refused[0]['text']}"
     if not plan["fits"]:
+        place = "each GPU" if deployment.device.kind == "gpu" else "the host"
         return (
             FAIL,
-            f"{where} does not fit: {gib(plan['missing_bytes'])} are missing on each GPU for one request of "
+            f"{where} does not fit: {gib(plan['missing_bytes'])} are missing on {place} for one request of "
             f"{settings.max_model_len:,} tokens.",
         )
     tokens = plan["memory"]["kv_cache"]["tokens"]
@@ -152,7 +153,8 @@ def _service(
     held, settings = memory.held, deployment.settings
 
     def limit(length: int) -> float:
-        return min(held.concurrency(size, min(length, settings.max_model_len)), settings.max_num_seqs)
+        most = settings.slots if settings.engine == "llama_cpp" else settings.max_num_seqs
+        return min(held.concurrency(size, min(length, settings.max_model_len)), most)
 
     factors = {term: float(found["factor"]) for term, found in deployment.corrections.items() if term.endswith("_seconds")}
     return service(

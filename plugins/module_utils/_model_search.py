@@ -21,7 +21,7 @@ from typing import Any
 
 # The speed is asked for through the module, where it may be replaced.
 from . import _model_plan as planning
-from ._model_architecture import ATTENTION, EXPERT, EXPERTS, INPUTS, MLP, OUTPUTS, SHARED_EXPERT, Architecture, ModelError
+from ._model_architecture import ModelError
 from ._model_deployment import (
     Deployment,
     Memory,
@@ -32,11 +32,12 @@ from ._model_deployment import (
     deployment_of,
     fits,
     gib,
+    lacks_bfloat16,
     memory_of,
     refusals,
 )
 from ._model_memory import Context, Device, Settings
-from ._model_quantisation import DOWN, Scheme, scheme_named
+from ._model_quantisation import Scheme, scheme_named
 from ._model_settings import near, number
 from ._model_speed import DAY, Workload, workload_of
 from ._verdict import FAIL, PASS, WARN
@@ -217,41 +218,6 @@ class Candidate:
     def share(self) -> float:
         """Throughput of one replica, which is the same whatever the host has."""
         return (self.point.throughput or 0.0) / self.deployment.replicas
-
-
-def misaligned(architecture: Architecture, scheme: Scheme, settings: Settings) -> str:
-    """Why vLLM cannot divide the matrices among GPUs, empty where it can.
-
-    It divides without padding, and not through what shares a scale: "not divisible by weight quantization block_n" (vLLM issue
-    17569), "not aligned with the quantized weight shape" (issue 21695). Kernels that pad experts say so in their scheme.
-    """
-    for weight in architecture.weights:
-        if weight.part not in (ATTENTION, MLP, EXPERT, SHARED_EXPERT) or weight.inputs == 1:
-            continue
-        parts, across = settings.tensor_parallel, weight.split == INPUTS
-        if weight.split == EXPERTS and not settings.expert_parallel:
-            parts, across = settings.tensor_parallel * settings.data_parallel, bool(DOWN.search(weight.name))
-        elif weight.split not in (INPUTS, OUTPUTS):
-            continue
-        size = weight.inputs if across else weight.outputs
-        if parts == 1:
-            continue
-        if size % parts:
-            return f"{weight.name}: {size} is not divisible by {parts} GPUs."
-        if weight.part not in scheme.parts or scheme.expert_padding:
-            continue
-        step = _alone(scheme.group, across)
-        if size // parts % step:
-            share = f"{size} over {parts} GPUs is {size // parts}"
-            return f"{weight.name}: {share}, no multiple of the {step} that share a scale ({scheme.name})."
-    return ""
-
-
-def _alone(group: Any, across: bool) -> int:
-    """Elements along the divided dimension that share a scale, and so cannot be parted."""
-    if isinstance(group, tuple):
-        return int(group[1 if across else 0])
-    return group if across and isinstance(group, int) else 1
 
 
 class _Search:
@@ -449,21 +415,12 @@ class _Search:
         return None
 
     def reasons(self, deployment: Deployment) -> Iterator[tuple[str, str]]:
-        if lacks_bfloat16(deployment):
-            yield (
-                "no_bfloat16",
-                f"{self.device.name} has no bfloat16, which came with compute capability 8.0; give dtype float16.",
-            )
         if deployment.replicas * deployment.settings.gpus > self.count:
             yield (
                 "too_many_replicas",
                 f"{deployment.replicas} replicas of {deployment.settings.gpus} GPUs are more than the {self.count} of the host.",
             )
         yield from refusals(deployment)
-        if self.engine != "llama_cpp":
-            text = misaligned(self.model.architecture, deployment.scheme, deployment.settings)
-            if text:
-                yield "not_divisible", text
 
     def candidate(self, deployment: Deployment, memory: Memory, served: Mapping[str, Any] | None) -> Candidate:
         needed = needed_bytes(deployment, memory)
@@ -571,14 +528,6 @@ def _loss_key(candidate: Candidate) -> tuple[bool, float, float]:
     """What is known to lose least comes first; then what loses least in the KV cache."""
     quality = candidate.point.quality
     return (quality.loss is None, quality.loss or 0.0, math.inf if quality.kv_loss is None else quality.kv_loss)
-
-
-def lacks_bfloat16(deployment: Deployment) -> bool:
-    """vLLM: "Bfloat16 is only supported on GPUs with compute capability of at least 8.0", whatever the weights are in."""
-    device, settings = deployment.device, deployment.settings
-    return (
-        settings.engine == "vllm" and settings.dtype == "bfloat16" and device.kind == "gpu" and device.compute_capability < (8, 0)
-    )
 
 
 def needed_bytes(deployment: Deployment, memory: Memory) -> int:
@@ -779,9 +728,11 @@ def _row(candidate: Candidate, hunt: _Search, front: bool, chosen: bool) -> dict
     deployment, served, point = candidate.deployment, candidate.served or {}, candidate.point
     settings, scheme = deployment.settings, deployment.scheme
     tokens = candidate.memory.held.tokens(max(0, candidate.memory.cache.bytes), settings.max_model_len)
+    # The limit of requests is of one engine, and each data-parallel rank is one.
+    running = (served.get("concurrency") or 0) / settings.data_parallel if hunt.work else 0
     codes = [
         code
-        for code, _text in cautions(deployment, candidate.memory, {**served, "concurrency": served.get("concurrency") or 0})
+        for code, _text in cautions(deployment, candidate.memory, {**served, "concurrency": running})
         if not code.startswith("note_")
     ]
     verdict = FAIL if candidate.meets is False else WARN if codes or not candidate.fits_low else PASS

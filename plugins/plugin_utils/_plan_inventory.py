@@ -109,7 +109,8 @@ def naming(model: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, str
     folder = path.parent if path.name == "config.json" else path
     spelled = str(given.get("model_name") or model.get("name") or "")
     release = str(given.get("model_release") or "")
-    if not given.get("model_name") and VERSION.fullmatch(folder.name) and folder.parent.name and spelled == folder.name:
+    above = folder.parent.name
+    if not given.get("model_name") and above and VERSION.fullmatch(folder.name) and spelled in (folder.name, above):
         spelled = folder.parent.name
         release = release or folder.name
     name = re.sub(r"[^a-z0-9_-]+", "-", re.sub(r"\.(gguf|json)$", "", spelled.lower().rpartition("/")[2])).strip("-_")

@@ -25,6 +25,10 @@ def _line(name: str, value: str, more: str = "") -> str:
     return f"  {name:<26} {value:>18}  {more}".rstrip()
 
 
+def _many(count: float) -> str:
+    return f"{count / 1e9:,.2f} billion" if count >= 1e8 else f"{count / 1e6:,.2f} million"
+
+
 def _size(value: float) -> str:
     return f"{value / GIB:,.2f} GiB"
 
@@ -38,7 +42,7 @@ def summary_lines(plan: Mapping[str, Any]) -> Iterator[str]:
     model, hardware, settings, memory = plan["model"], plan["hardware"], plan["settings"], plan["memory"]
     yield ""
     yield f"{model['name']} on {hardware['count']} x {hardware['name']}: {plan['verdict']}"
-    yield _line("parameters", f"{model['parameters'] / 1e9:,.2f} billion", _active(model))
+    yield _line("parameters", _many(model["parameters"]), _active(model))
     yield _line("layers", str(model["layers"]), ", ".join(f"{count} {kind}" for kind, count in model["layer_kinds"].items()))
     yield _line("weights are", plan["quantisation"]["name"], _arithmetic(plan["quantisation"]))
     yield _line("engine", f"{settings['engine']} {settings['engine_version']}", _parallel(settings))
@@ -46,15 +50,15 @@ def summary_lines(plan: Mapping[str, Any]) -> Iterator[str]:
     yield f"memory of one {'GPU' if hardware['kind'] == 'gpu' else 'host'} ({_size(memory['total_bytes'])}):"
     for term in memory["terms"]:
         between = _between(term["low_bytes"], term["high_bytes"])
-        yield _line(
-            TERMS.get(term["name"], term["name"]), _size(term["bytes"]) if term["bytes"] >= 0 else "nothing left", between
-        )
+        # On a CPU it is what the processes of the engine take.
+        name = "engine" if (hardware["kind"], term["name"]) == ("cpu", "non_torch") else TERMS[term["name"]]
+        yield _line(name, _size(term["bytes"]) if term["bytes"] >= 0 else "nothing left", between)
     kept = memory["kv_cache"]
     yield _line("KV cache", f"{kept['tokens']:,} tokens", f"({kept['low_tokens']:,} to {kept['high_tokens']:,})")
     yield _line("such requests at a time", f"{kept['concurrency']:,.1f}")
     yield _line("largest context", f"{memory['largest_context']:,} tokens")
     if not plan["fits"]:
-        yield _line("missing on each GPU", _size(plan["missing_bytes"]))
+        yield _line(f"missing on {'each GPU' if hardware['kind'] == 'gpu' else 'the host'}", _size(plan["missing_bytes"]))
     yield from _speed_lines(plan)
     for warning in plan["warnings"]:
         yield f"  warning: {warning['text']}"
@@ -67,7 +71,7 @@ def summary_lines(plan: Mapping[str, Any]) -> Iterator[str]:
 
 def _active(model: Mapping[str, Any]) -> str:
     draft = model["parameters_by_part"].get("multi_token_prediction", 0)
-    told = [f"{model['active_parameters'] / 1e9:,.2f} billion active"] if model["experts"] else []
+    told = [f"{_many(model['active_parameters'])} active"] if model["experts"] else []
     return ", ".join(told + ([f"{draft / 1e9:,.2f} billion of them for multi-token prediction, not loaded"] if draft else []))
 
 

@@ -158,6 +158,16 @@ def hardware(given: Any, own: Mapping[str, Any] | None = None) -> tuple[Device, 
     ``given`` is text (``8xA100-SXM4-80GB``, ``hgx_h100``, ``4xl40s``, ``cpu``), what ``gpu_info`` returned, or a mapping with a
     product and figures that stand in place of the product's. Raises ModelError that names near products.
     """
+    device, count = _asked_for(given, own)
+    if not device.memory:
+        raise ModelError(
+            f"gpus: how much memory the host of {device.name} has is not known; give it in bytes, for instance gpus: "
+            f"{{product: {device.product}, memory_bytes: {64 * 2**30}}}."
+        )
+    return device, count
+
+
+def _asked_for(given: Any, own: Mapping[str, Any] | None) -> tuple[Device, int]:
     if isinstance(given, Mapping) and "gpus" in given:
         return _from_gpu_info(given, own)
     if isinstance(given, Mapping):
@@ -251,7 +261,7 @@ def _from_numbers(given: Mapping[str, Any], own: Mapping[str, Any] | None) -> tu
         raise ModelError(f"gpus.{unknown[0]}: there is no such input{near(unknown[0], OWN)}; known are {', '.join(OWN)}.")
     count = number("gpus.count", given.get("count", 1), int, 1)
     if given.get("product"):
-        device, spelled = hardware(str(given["product"]), own)
+        device, spelled = _asked_for(str(given["product"]), own)
         count = number("gpus.count", given["count"], int, 1) if "count" in given else spelled
     else:
         missing = [key for key in ("memory_bytes", "bandwidth_gbps", "compute_capability") if key not in given]

@@ -106,7 +106,7 @@ def test_every_figure_has_a_formula_and_a_source() -> None:
 
 def test_the_cache_of_the_labs_model_is_what_vllm_says_it_is() -> None:
     """1 GiB, blocks of 128 tokens, 3 layers x 2 KV heads x 64 x 2 bytes; what the lab's server prints is compared in the lab."""
-    found = plan(TINY, "cpu", engine="vllm_cpu", max_model_len=512, cache_bytes=GIB)
+    found = plan(TINY, {"product": "cpu", "memory_bytes": 16 * GIB}, engine="vllm_cpu", max_model_len=512, cache_bytes=GIB)
     kept = found["memory"]["kv_cache"]
     blocks = GIB // (128 * 3 * 2 * 64 * 2)
     assert kept["bytes_per_token"] == 3 * 2 * 64 * 2
@@ -171,7 +171,8 @@ def test_layers_that_do_not_divide_go_before_the_last_stage() -> None:
             "tensor_parallel_does_not_divide_heads",
             "40 attention heads",
         ),
-        ("llama-3.1-8b-instruct", "1xT4", {}, "compute_capability", "float16"),
+        ("llama-3.1-8b-instruct", "1xT4", {}, "no_bfloat16", "float16"),
+        ("qwen3-235b-a22b", "hgx_h100", {"tensor_parallel": 8, "quantisation": "fp8_per_block"}, "not_divisible", "192"),
         (
             "qwen2.5-7b-instruct",
             "8xH100-SXM5-80GB",
@@ -207,6 +208,7 @@ def test_links_of_600_gb_are_enough() -> None:
         ({"gpus": "8xB9000"}, "no product 'B9000'"),
         ({"gpus": "8xH100"}, "h100_nvl_94gb or h100_pcie_80gb or h100_sxm5_80gb; say which"),
         ({"gpus": "0xA100-SXM4-80GB"}, "0 GPUs are none"),
+        ({"gpus": "cpu"}, "product: cpu, memory_bytes"),
         ({"gpus": {"name": "x"}}, "memory_bytes, bandwidth_gbps, compute_capability"),
         ({"gpus": {"product": "l4", "memory_bytes": -1}}, "gpus.memory_bytes: -1 is not a whole number from 1"),
         ({"gpus": {"product": "l4", "memory": 1}}, "gpus.memory: there is no such input"),

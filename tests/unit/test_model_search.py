@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from ansible_collections.onprem.llm.plugins.module_utils import _model_plan as planning
 from ansible_collections.onprem.llm.plugins.module_utils._model_architecture import ModelError
-from ansible_collections.onprem.llm.plugins.module_utils._model_deployment import Model, model_of
+from ansible_collections.onprem.llm.plugins.module_utils._model_deployment import Model, misaligned, model_of
 from ansible_collections.onprem.llm.plugins.module_utils._model_memory import Settings
 from ansible_collections.onprem.llm.plugins.module_utils._model_quantisation import scheme_named
 from ansible_collections.onprem.llm.plugins.module_utils._model_search import (
@@ -23,7 +23,6 @@ from ansible_collections.onprem.llm.plugins.module_utils._model_search import (
     Quality,
     as_deployment,
     dominates,
-    misaligned,
     pareto,
     quality_of,
     search,
@@ -391,22 +390,24 @@ def test_without_rates_of_the_gpu_no_slo_is_promised() -> None:
     assert "its speed being unknown" in alone["chosen"]["why"]
 
 
-def test_one_speed_for_all_leaves_quality_and_memory_to_decide(monkeypatch: pytest.MonkeyPatch) -> None:
-    def same(deployment: Any, *_rest: Any) -> dict[str, Any]:
-        return {
-            "itl_ms": 10.0,
-            "e2e_ms": 1000.0,
-            "ttft_ms": 100.0,
-            "concurrency": 5.0,
-            "requests_per_day_at_slo": 1e6,
-            "requests_per_day_at_capacity": 2e6,
-            "meets_slo": True,
-            "replicas_needed": 1,
-            "limited_by": "compute",
-        }
+def served(deployment: Any, rate: float) -> dict[str, Any]:
+    return {
+        "itl_ms": 10.0,
+        "e2e_ms": 1000.0,
+        "ttft_ms": 100.0,
+        "concurrency": 5.0,
+        "requests_per_day_at_slo": rate,
+        "requests_per_day_at_capacity": 2 * rate,
+        "meets_slo": True,
+        "replicas_needed": 1,
+        "limited_by": "compute",
+    }
 
-    monkeypatch.setattr(planning, "_service", same)
-    result = found("llama-2-13b", "2xA100-SXM4-80GB", WORK)
+
+def test_one_speed_for_all_leaves_quality_and_memory_to_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "_service", lambda deployment, *_rest: served(deployment, 1e6))
+    device, count = hardware("2xA100-SXM4-80GB")
+    result = search(model("llama-2-13b"), device, count, {}, DATA, WORK)
     chosen = result["chosen"]
     assert (chosen["quantisation"], chosen["gpus_needed"]) == ("none", 1)
     front = [one for one in result["deployments"] if one["front"]]
@@ -416,6 +417,27 @@ def test_one_speed_for_all_leaves_quality_and_memory_to_decide(monkeypatch: pyte
             other["quality_loss"] <= one["quality_loss"] and other["headroom_share"] > one["headroom_share"] + 0.01
             for other in rivals
         )
+
+
+def test_fewer_gpus_come_before_more_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "_service", lambda deployment, *_rest: served(deployment, 1e6 * deployment.settings.gpus))
+    device, count = hardware("8xA100-SXM4-80GB")
+    result = search(model("llama-2-13b"), device, count, {}, DATA, WORK)
+    assert result["chosen"]["gpus_needed"] == 1
+    best = max(result["deployments"], key=lambda one: one["requests_per_day_at_slo"])
+    assert best["gpus_needed"] == 8
+    assert best["front"]
+
+
+def test_ranks_each_run_as_many_requests_as_the_limit_says() -> None:
+    listed = everything("gpt-oss-120b", "8xH100-SXM5-80GB", max_model_len=16384)
+    assert any(one["settings"]["data_parallel"] > 1 and one["concurrency"] > one["settings"]["max_num_seqs"] for one in listed)
+    assert not any("max_num_seqs" in one["warnings"] for one in listed)
+
+
+def test_a_batch_holds_the_requests_of_a_step() -> None:
+    listed = everything("llama-3.1-8b", "1xH100-SXM5-80GB", max_model_len=8192, max_num_seqs=4096)
+    assert min(one["settings"]["max_num_batched_tokens"] for one in listed) >= 4096
 
 
 # --- other engines ---------------------------------------------------------------------------------------------------
@@ -527,7 +549,7 @@ def test_more_replicas_than_gpus_are_refused_and_said() -> None:
     assert "3 replicas of 1 GPUs are more than the 2 of the host" in result["nearest"]["lacks"][0]
 
 
-@effort(max_examples=25, deadline=None)
+@effort(max_examples=20, deadline=None)
 @given(
     count=some.integers(1, 12),
     memory=some.integers(8, 200),
