@@ -15,7 +15,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.onprem.llm.plugins.module_utils._model_architecture import ModelError
-from ansible_collections.onprem.llm.plugins.module_utils._model_deployment import deployment_of
+from ansible_collections.onprem.llm.plugins.module_utils._model_deployment import Deployment, deployment_of
 from ansible_collections.onprem.llm.plugins.module_utils._model_plan import make_plan, opened
 from ansible_collections.onprem.llm.plugins.module_utils._model_search import as_deployment, search
 from ansible_collections.onprem.llm.plugins.module_utils._model_speed import workload_of
@@ -52,6 +52,14 @@ SPEC: dict[str, dict[str, Any]] = {
 }
 
 
+def known_of(store: Any, deployment: Deployment, data: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What was learnt of such a deployment, and of others of the model: found by what a plan without it says."""
+    if store is None:
+        return {}, []
+    without = make_plan(deployment, data)
+    return corrections_for(store, without), hints_for(store, without)
+
+
 class ActionModule(ActionBase):
     TRANSFERS_FILES = False
     _supports_check_mode = True
@@ -75,16 +83,15 @@ class ActionModule(ActionBase):
         model, device, count = opened(asked, lambda wanted: hardware(wanted, own))
         work = workload_of(given["workload"])
         deployment = deployment_of(model, device, count, given["settings"], engines)
-        found, hints = None, []
+        found = None
+        store = load_store(given["corrections_file"]) if given["corrections_file"] else None
         if given["search"]:
-            found = search(model, device, count, given["settings"], data, work)
+            learnt, _hints = known_of(store, deployment, data)
+            found = search(model, device, count, given["settings"], data, work, corrections=learnt)
             if found["chosen"]:
                 deployment = as_deployment(found["chosen"], model, device, count, given["settings"], engines)
-        if given["corrections_file"]:
-            # What was learnt is found by what a plan without it says of model, engine and GPUs.
-            store, without = load_store(given["corrections_file"]), make_plan(deployment, data, work)
-            deployment = replace(deployment, corrections=corrections_for(store, without))
-            hints = hints_for(store, without)
+        learnt, hints = known_of(store, deployment, data)
+        deployment = replace(deployment, corrections=learnt)
         plan = make_plan(deployment, data, work, given["speculation"], given["cost"])
         for line in (*summary_lines(plan), *search_lines(found), *(f"  known elsewhere: {hint['text']}" for hint in hints)):
             display.display(line)

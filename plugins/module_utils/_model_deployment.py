@@ -30,11 +30,10 @@ from ._model_memory import (
     cuda_graphs,
     non_torch,
     of_version,
-    stages,
     weights,
 )
-from ._model_quantisation import DOWN, Scheme, scheme_for, scheme_of_gguf
-from ._model_settings import settings_of
+from ._model_quantisation import DOWN, Scheme, scheme_for, scheme_named, scheme_of_gguf
+from ._model_settings import NO_FLOAT16, settings_of
 
 GIB = 2**30
 # What the guide asks of the links between the GPUs of one host, bytes/s of both directions together.
@@ -51,6 +50,7 @@ class Model:
     scheme: Scheme
     files: ModelFiles | None = None
     notes: tuple[str, ...] = ()
+    kv_cache_dtype: str = ""  # what the checkpoint has scales for, which the engine then takes by itself
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def model_of(given: Any, quantisation: str | None = None, dtype: str | None = No
     if isinstance(given, Mapping):
         architecture = architecture_of_config(given)
         scheme = scheme_for(given.get("quantization_config"), quantisation, dtype or architecture.dtype, architecture)
-        return _model(str(given.get("_name_or_path") or architecture.name), "", architecture, scheme)
+        found = _model(str(given.get("_name_or_path") or architecture.name), "", architecture, scheme)
+        return replace(found, kv_cache_dtype=_declared(given.get("quantization_config")))
     files = read_model(str(given))
     name = _named(os.path.abspath(str(given)))
     if files.gguf is not None:
@@ -108,7 +109,19 @@ def model_of(given: Any, quantisation: str | None = None, dtype: str | None = No
     stored = scheme_for(files.quantization_config, None, architecture.dtype, architecture)
     notes = compare_with(files, architecture, stored) if files.safetensors else []
     scheme = scheme_for(files.quantization_config, quantisation, dtype or architecture.dtype, architecture)
-    return replace(_model(name, files.path, architecture, scheme), files=files, notes=(*files.notes, *notes))
+    declared = _declared(files.quantization_config)
+    found = _model(name, files.path, architecture, scheme)
+    return replace(found, files=files, notes=(*files.notes, *notes), kv_cache_dtype=declared)
+
+
+def _declared(quantization: Mapping[str, Any] | None) -> str:
+    """fp8 where the checkpoint brings scales for such a KV cache (vllm/utils/torch_utils.py, resolve_kv_cache_dtype_string)."""
+    values = quantization or {}
+    nested = values.get("quantization")
+    algorithm = values.get("kv_cache_quant_algo") or (nested.get("kv_cache_quant_algo") if isinstance(nested, Mapping) else "")
+    scheme = values.get("kv_cache_scheme")
+    by_scheme = isinstance(scheme, Mapping) and scheme.get("num_bits") == 8 and scheme.get("type") == "float"
+    return "fp8" if str(algorithm).lower() == "fp8" or by_scheme else ""
 
 
 def _named(path: str) -> str:
@@ -128,7 +141,13 @@ def _whole(value: Any) -> Any:
 
 
 def _model(name: str, path: str, architecture: Architecture, scheme: Scheme) -> Model:
-    return Model(name, path, architecture, scheme.fitted(architecture))
+    # Names come from files of others: what would move a terminal's cursor does not get into a plan.
+    plain = replace(architecture, family=printable(architecture.family), name=printable(architecture.name))
+    return Model(printable(name), path, plain, scheme.fitted(architecture))
+
+
+def printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def deployment_of(
@@ -145,14 +164,18 @@ def deployment_of(
     settings, replicas, defaulted = settings_of(given, model.architecture, device, engines)
     if settings.engine == "llama_cpp" and device.kind == "gpu" and "pipeline_parallel" not in given:
         # llama.cpp gives each GPU some of the layers (--split-mode layer).
-        settings = replace(settings, pipeline_parallel=min(count, len(model.architecture.layers)))
+        share = max(1, count // max(1, replicas))
+        settings = replace(settings, pipeline_parallel=min(share, len(model.architecture.layers)))
+    scheme = model.scheme if model.scheme.quantised else scheme_named("none", settings.dtype)
+    if settings.kv_cache_dtype == "auto" and settings.engine == "vllm" and model.kv_cache_dtype:
+        settings = replace(settings, kv_cache_dtype=model.kv_cache_dtype)
     if settings.gpus > count:
         raise ModelError(
             f"settings: tensor, pipeline and data parallel ask for {settings.gpus} GPUs, and the host has {count} "
             f"({device.name}); make them smaller, or name more GPUs."
         )
     return Deployment(
-        model, model.scheme, device, count, settings, replicas or count // settings.gpus, tuple(defaulted), corrections or {}
+        model, scheme, device, count, settings, replicas or count // settings.gpus, tuple(defaulted), corrections or {}
     )
 
 
@@ -188,8 +211,7 @@ def memory_of(deployment: Deployment, engines: Mapping[str, Any]) -> Memory:
                           deployment.scheme.source),
         "activation": activation(architecture, settings, engine),
     }  # fmt: skip
-    widest = max(stages(len(architecture.layers), settings.pipeline_parallel), key=len)
-    held = cache(architecture, settings, widest)
+    held = cache(architecture, settings)
     outside = 0
     if settings.engine == "vllm":
         terms["non_torch"] = non_torch(settings, engine)
@@ -224,10 +246,7 @@ def memory_of(deployment: Deployment, engines: Mapping[str, Any]) -> Memory:
 
 def fits(deployment: Deployment, memory: Memory) -> int:
     """Bytes that are missing on the fullest GPU for one request of the longest length; 0 or less where it fits."""
-    needed = memory.held.request_bytes(deployment.settings.max_model_len)
-    if isinstance(memory.held, Context):
-        needed = memory.held.bytes(deployment.settings.max_model_len, deployment.settings.slots)
-    short = needed - memory.cache.bytes
+    short = memory.held.needed(deployment.settings.max_model_len) - memory.cache.bytes
     if deployment.settings.cache_bytes:
         # A cache of a given size must itself fit beside all else.
         whole = sum(amount.bytes for amount in memory.terms.values()) + memory.cache.bytes
@@ -253,10 +272,17 @@ def refusals(deployment: Deployment) -> Iterator[tuple[str, str]]:
             "tensor_parallel_does_not_divide_heads",
             f"tensor_parallel {parallel} does not divide the {architecture.heads} attention heads; {_listed(near_sizes)} do.",
         )
-    if architecture.kv_heads and parallel > architecture.kv_heads and parallel % architecture.kv_heads:
+    for heads in sorted({memory.kv_heads for layer in architecture.layers for memory in layer.memories if memory.kv_heads}):
+        if settings.engine != "llama_cpp" and (heads % parallel if parallel <= heads else parallel % heads):
+            yield (
+                "tensor_parallel_does_not_divide_kv_heads",
+                f"tensor_parallel {parallel} neither divides the {heads} KV heads nor is a multiple of them.",
+            )
+    taken = deployment.replicas * settings.gpus
+    if device.kind == "gpu" and taken > deployment.count:
         yield (
-            "tensor_parallel_does_not_divide_kv_heads",
-            f"tensor_parallel {parallel} is no multiple of the {architecture.kv_heads} KV heads.",
+            "too_many_replicas",
+            f"{deployment.replicas} replicas of {settings.gpus} GPUs are {taken}, more than the {deployment.count} of the host.",
         )
     if settings.pipeline_parallel > len(architecture.layers):
         yield (
@@ -287,6 +313,13 @@ def refusals(deployment: Deployment) -> Iterator[tuple[str, str]]:
         text = misaligned(architecture, scheme, settings)
         if text:
             yield "not_divisible", text
+    if engine == "vllm" and settings.dtype == "float16" and architecture.family in NO_FLOAT16:
+        yield "no_float16", f"vLLM does not serve {architecture.family} in float16, whose range is too small; give another dtype."
+    if device.kind == "gpu" and settings.element == 1 and settings.kv_cache_dtype != "auto" and capability < 8.0:
+        yield (
+            "no_fp8_cache",
+            f"a KV cache in {settings.kv_cache_dtype} needs compute capability 8.0, and {device.name} has {capability}.",
+        )
     if architecture.max_context and settings.max_model_len > architecture.max_context:
         yield (
             "beyond_context",
@@ -379,10 +412,7 @@ def cautions(deployment: Deployment, memory: Memory, served: Mapping[str, Any] |
         )
     if settings.data_parallel > 1 and not architecture.experts:
         yield "data_parallel_without_experts", "data_parallel of a dense model is the same as replicas, behind one address."
-    if (
-        isinstance(memory.held, Pool)
-        and memory.cache.low < memory.held.request_bytes(settings.max_model_len) <= memory.cache.bytes
-    ):
+    if isinstance(memory.held, Pool) and memory.cache.low < memory.held.needed(settings.max_model_len) <= memory.cache.bytes:
         yield "fits_narrowly", "it fits by the expected sizes, and not at the lower end of the interval; leave more room."
     if deployment.count % settings.gpus and deployment.replicas * settings.gpus < deployment.count:
         yield (
@@ -449,14 +479,15 @@ def advice(deployment: Deployment, memory: Memory, engines: Mapping[str, Any]) -
             other = scheme_for(None, name, settings.dtype, architecture).fitted(architecture)
             if tried(replace(deployment, scheme=other), f"weights in {name}"):
                 break
+    kind = "pipeline_parallel" if settings.engine == "llama_cpp" else "tensor_parallel"
     for size in (2, 4, 8, 16):
-        parallel = settings.tensor_parallel * size
-        if parallel > 64 or architecture.heads % parallel:
-            continue
-        more = replace(settings, tensor_parallel=parallel)
+        parallel = getattr(settings, kind) * size
+        if deployment.device.kind == "cpu" or parallel > 64:
+            break
+        more = replace(settings, **{kind: parallel})
         if tried(
             replace(deployment, settings=more, count=max(deployment.count, more.gpus)),
-            f"tensor_parallel {parallel} ({more.gpus} GPUs)",
+            f"{kind} {parallel} ({more.gpus} GPUs)",
         ):
             break
     return found

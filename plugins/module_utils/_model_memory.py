@@ -26,6 +26,8 @@ CACHE_BYTES = {
 }
 # Tables of sines and cosines that vLLM keeps beside the weights; they are in what it says that loading took.
 POSITIONS = "positions"
+# A token and layer of sparse MLA in fp8: 512 values, 4 scales of 32 bits, 64 rotary values of 16 bits (FLASHMLA_SPARSE).
+SPARSE_FP8 = 656
 GIB = 2**30
 
 
@@ -46,6 +48,7 @@ class Device:
     compute_capability: tuple[int, int] = (0, 0)
     link_bandwidth: float = 0.0  # bytes/s to another GPU of the host, one direction
     link: str = "none"  # nvlink, pcie, none
+    pcie_bandwidth: float = 0.0  # bytes/s between host and GPU, one direction
     power_watts: float = 0.0
     sources: Mapping[str, str] = field(default_factory=dict)
 
@@ -185,6 +188,7 @@ class Pool:
     block_tokens: int
     in_flight: int
     counts_requests: bool  # how vLLM counts tokens since 0.21: by how many of the longest requests fit
+    null_blocks: int = 0  # blocks that belong to no request; since 0.32 vLLM leaves one out where it asks whether one fits
 
     def blocks(self, size: int) -> int:
         return max(0, size) // self.block_bytes if self.block_bytes else 0
@@ -194,6 +198,10 @@ class Pool:
 
     def request_bytes(self, length: int) -> int:
         return self.request_blocks(length) * self.block_bytes
+
+    def needed(self, length: int) -> int:
+        """Bytes without which the engine does not start for requests of this length."""
+        return (self.request_blocks(length) + self.null_blocks) * self.block_bytes
 
     def concurrency(self, size: int, length: int) -> float:
         """Requests of this length that fit into a cache of this size."""
@@ -213,7 +221,7 @@ class Pool:
         low, high = 0, max(0, limit)
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.request_blocks(middle) <= self.blocks(size) else (low, middle - 1)
+            low, high = (middle, high) if self.needed(middle) <= size else (low, middle - 1)
         return low
 
 
@@ -224,6 +232,8 @@ def local_heads(kv_heads: int, tensor_parallel: int) -> int:
 
 def page_bytes(memory: Memory, settings: Settings, tokens: int) -> int:
     """Bytes of one layer's part of a block of this many tokens."""
+    if memory.kind == MLA and memory.index_bytes and settings.element == 1:
+        return tokens * SPARSE_FP8
     if memory.kind == MLA:
         return int(tokens * (memory.key_dim * settings.element))
     heads = local_heads(memory.kv_heads, settings.tensor_parallel)
@@ -233,9 +243,12 @@ def page_bytes(memory: Memory, settings: Settings, tokens: int) -> int:
 def state_bytes(memory: Memory, settings: Settings) -> int:
     """Bytes of a recurrent layer's state for one request on one GPU; its first dimension is divided."""
     total = 0
-    for shape, kind in zip(memory.state, memory.state_types):
-        size = TYPE_BYTES[settings.dtype if kind == "auto" else kind]
-        total += math.ceil(shape[0] / settings.tensor_parallel) * math.prod(shape[1:]) * size
+    for place, (shape, kind) in enumerate(zip(memory.state, memory.state_types)):
+        size = 4 if settings.engine == "llama_cpp" else TYPE_BYTES[settings.dtype if kind == "auto" else kind]
+        inner = list(shape[1:])
+        if place == 0 and len(shape) == 2 and len(memory.state) > 1:
+            inner[0] += settings.draft_tokens  # a convolution keeps the tokens that were proposed too
+        total += math.ceil(shape[0] / settings.tensor_parallel) * math.prod(inner) * size
     return total
 
 
@@ -244,66 +257,76 @@ def hybrid(settings: Settings) -> bool:
     return settings.engine_version >= (0, 9)
 
 
-def cache(architecture: Architecture, settings: Settings, layers: range | None = None) -> Pool | Context:
-    """How the engine divides its cache for these layers (all, unless said)."""
-    chosen = [memory for number in (layers or range(len(architecture.layers))) for memory in architecture.layers[number].memories]
-    return llama_cpp_context(chosen, settings) if settings.engine == "llama_cpp" else vllm_pool(chosen, settings)
+def cache(architecture: Architecture, settings: Settings) -> Pool | Context:
+    """How the engine divides its cache, on the GPUs of the pipeline stage where a block takes most."""
+    parts = stages(len(architecture.layers), settings.pipeline_parallel)
+    memories = [(number, memory) for number, layer in enumerate(architecture.layers) for memory in layer.memories]
+    if settings.draft_layers and memories:
+        # Layers for multi-token prediction keep what the last layer with attention keeps, at the end of the pipeline.
+        kept = [memory for _number, memory in memories if memory.kind in (FULL, MLA)]
+        memories += [(len(architecture.layers) - 1, kept[-1])] * (architecture.draft_layers if kept else 0)
+    if settings.engine == "llama_cpp":
+        widest = max(parts, key=len)
+        return llama_cpp_context([memory for number, memory in memories if number in widest], settings)
+    return vllm_pool(memories, settings, parts)
 
 
-def vllm_pool(memories: list[Memory], settings: Settings) -> Pool:
+def vllm_pool(memories: list[tuple[int, Memory]], settings: Settings, parts: list[range]) -> Pool:
+    """Groups are formed over the whole model, and each stage has its layers of each group."""
     version = settings.engine_version
     tokens = settings.block_size
-    attention = [memory for memory in memories if memory.kind in (FULL, WINDOW, CHUNK, MLA)]
-    states = [memory for memory in memories if memory.kind == RECURRENT]
-    # A block holds a recurrent layer's state whole, and so an attention block grows to its size.
-    if states and attention:
-        largest = max(state_bytes(memory, settings) for memory in states)
+    attention = [memory for _number, memory in memories if memory.kind in (FULL, WINDOW, CHUNK, MLA)]
+    sizes = [state_bytes(memory, settings) for _number, memory in memories if memory.kind == RECURRENT]
+    # A block holds a recurrent layer's state whole, and so an attention block grows to its size
+    # (_align_hybrid_block_size in vllm/platforms/interface.py).
+    if sizes and attention:
+        step = max(128 if any(memory.kind == MLA for memory in attention) else 16, settings.block_size)
         smallest = min(page_bytes(memory, settings, 1) for memory in attention)
-        tokens = max(tokens, math.ceil(largest / (smallest * settings.block_size)) * settings.block_size)
-    kinds: dict[tuple[Any, ...], int] = {}
-    for memory in attention:
+        tokens = max(tokens, math.ceil(max(sizes) / (smallest * step)) * step)
+    kinds: dict[tuple[Any, ...], list[int]] = {}
+    for number, memory in memories:
+        if memory.kind == RECURRENT:
+            kinds.setdefault((RECURRENT, 0, state_bytes(memory, settings)), []).append(number)
+            continue
         kind, reach = memory.kind, memory.reach
-        if kind in (WINDOW, CHUNK) and not hybrid(settings):
+        if kind == MLA or (kind in (WINDOW, CHUNK) and not hybrid(settings)):
             kind, reach = FULL, 0
-        if kind == MLA:
-            kind = FULL
-        key = (kind, reach, page_bytes(memory, settings, tokens))
-        kinds[key] = kinds.get(key, 0) + 1
+        kinds.setdefault((kind, reach, page_bytes(memory, settings, tokens)), []).append(number)
         if memory.index_bytes:
-            key = (FULL, 0, memory.index_bytes * tokens)
-            kinds[key] = kinds.get(key, 0) + 1
-    for memory in states:
-        key = (RECURRENT, 0, state_bytes(memory, settings))
-        kinds[key] = kinds.get(key, 0) + 1
+            kinds.setdefault((FULL, 0, memory.index_bytes * tokens), []).append(number)
     # Since 0.26 two batches are under way at once, except on a CPU (VllmConfig.max_in_flight_tokens).
-    batches = 1 if settings.engine == "vllm_cpu" or version < (0, 26) else 1 + settings.pipeline_parallel
-    groups, block = _grouped(kinds, tokens, settings)
-    return Pool(groups, block, tokens, batches * settings.max_num_batched_tokens, version >= (0, 21))
+    batches = settings.pipeline_parallel + (0 if settings.engine == "vllm_cpu" or version < (0, 26) else 1)
+    groups, block = _grouped(kinds, tokens, settings, parts)
+    return Pool(groups, block, tokens, batches * settings.max_num_batched_tokens, version >= (0, 21), int(version >= (0, 32)))
 
 
-def _grouped(kinds: dict[tuple[Any, ...], int], tokens: int, settings: Settings) -> tuple[tuple[Group, ...], int]:
-    """Groups and the bytes of one block over all layers of a group."""
+def _grouped(
+    kinds: dict[tuple[Any, ...], list[int]], tokens: int, settings: Settings, parts: list[range]
+) -> tuple[tuple[Group, ...], int]:
+    """Groups, and the bytes of one block over all layers of a group in the stage that has most of them."""
     if not kinds:
         return (), 0
     # Layers that all need a slot for each token share one table, whatever the size of their slots.
     if len({(kind, reach) for kind, reach, _page in kinds}) == 1:
-        (kind, reach), layers = next(key[:2] for key in kinds), sum(kinds.values())
-        block = sum(page * count for (_kind, _reach, page), count in kinds.items())
+        (kind, reach), layers = next(key[:2] for key in kinds), sum(map(len, kinds.values()))
+        block = max(sum(page * sum(n in part for n in found) for (_k, _r, page), found in kinds.items()) for part in parts)
         return (Group(kind, layers, block // layers, tokens, reach, _states(settings)),), block
     widest = max(page for _kind, _reach, page in kinds)
-    found: dict[tuple[str, int, int], int] = {}
-    for (kind, reach, page), count in kinds.items():
+    found: dict[tuple[str, int, int], list[int]] = {}
+    for (kind, reach, page), layers_of in kinds.items():
         # A narrower page holds more tokens where that divides, and is padded where not.
         own = tokens * (widest // page) if kind != RECURRENT and widest % page == 0 else tokens
-        found[kind, reach, own] = found.get((kind, reach, own), 0) + count
-    fewest, most = min(found.values()), max(found.values())
+        found.setdefault((kind, reach, own), []).extend(layers_of)
+    fewest, most = (choose(map(len, found.values())) for choose in (min, max))
     size = most if most < fewest * 1.5 and settings.engine_version >= (0, 12) else fewest
-    groups = tuple(
-        Group(kind, size, widest, own, reach, _states(settings))
-        for (kind, reach, own), count in found.items()
-        for _number in range(math.ceil(count / size))
-    )
-    return groups, widest * size
+    groups, held = [], 0
+    for (kind, reach, own), layers_of in found.items():
+        count = math.ceil(len(layers_of) / size)
+        for number in range(count):
+            groups.append(Group(kind, size, widest, own, reach, _states(settings)))
+            held = max(held, *(sum(layer in part for layer in layers_of[number::count]) for part in parts))
+    # Without a pipeline a group that has fewer layers than others is padded.
+    return tuple(groups), widest * (held if len(parts) > 1 else size)
 
 
 def _states(settings: Settings) -> int:
@@ -333,6 +356,10 @@ class Context:
 
     def request_bytes(self, length: int) -> int:
         return self.bytes(length, 1)
+
+    def needed(self, length: int) -> int:
+        """Bytes of all slots, which are there from the start."""
+        return self.bytes(length, self.slots)
 
     def concurrency(self, size: int, length: int) -> float:
         """Slots of this length that fit, at most."""

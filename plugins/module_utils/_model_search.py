@@ -36,7 +36,7 @@ from ._model_deployment import (
     memory_of,
     refusals,
 )
-from ._model_memory import Context, Device, Settings
+from ._model_memory import Device, Settings
 from ._model_quantisation import Scheme, scheme_named
 from ._model_settings import near, number
 from ._model_speed import DAY, Workload, workload_of
@@ -386,7 +386,7 @@ class _Search:
         replicas = self.base.replicas if not self.free("replicas") else self.count // settings.gpus
         deployment = replace(self.base, scheme=scheme, settings=settings, replicas=replicas)
         try:
-            reason = next(self.reasons(deployment), None)
+            reason = next(refusals(deployment), None)
             if reason is None:
                 memory = memory_of(deployment, self.engines)
                 missing = fits(deployment, memory)
@@ -414,16 +414,8 @@ class _Search:
         entry["count"] += 1
         return None
 
-    def reasons(self, deployment: Deployment) -> Iterator[tuple[str, str]]:
-        if deployment.replicas * deployment.settings.gpus > self.count:
-            yield (
-                "too_many_replicas",
-                f"{deployment.replicas} replicas of {deployment.settings.gpus} GPUs are more than the {self.count} of the host.",
-            )
-        yield from refusals(deployment)
-
     def candidate(self, deployment: Deployment, memory: Memory, served: Mapping[str, Any] | None) -> Candidate:
-        needed = needed_bytes(deployment, memory)
+        needed = memory.held.needed(deployment.settings.max_model_len)
         full = full_load(served)
         rate = capacity(served, self.work, deployment.replicas)
         throughput = rate
@@ -528,14 +520,6 @@ def _loss_key(candidate: Candidate) -> tuple[bool, float, float]:
     """What is known to lose least comes first; then what loses least in the KV cache."""
     quality = candidate.point.quality
     return (quality.loss is None, quality.loss or 0.0, math.inf if quality.kv_loss is None else quality.kv_loss)
-
-
-def needed_bytes(deployment: Deployment, memory: Memory) -> int:
-    """Bytes of the KV cache without which the engine does not start: one longest request, or all slots of llama.cpp."""
-    settings = deployment.settings
-    if isinstance(memory.held, Context):
-        return memory.held.bytes(settings.max_model_len, settings.slots)
-    return memory.held.request_bytes(settings.max_model_len)
 
 
 def capacity(served: Mapping[str, Any] | None, work: Workload | None, replicas: int) -> float | None:
@@ -894,6 +878,6 @@ def _lacks(candidate: Candidate, work: Workload | None) -> Iterator[str]:
         elif rate > 0:
             yield f"the SLO at the peak of the workload ({limit})"
     if not candidate.fits_low:
-        short = needed_bytes(candidate.deployment, candidate.memory) - candidate.memory.cache.low
+        short = candidate.memory.held.needed(settings.max_model_len) - candidate.memory.cache.low
         length = f"one request of {settings.max_model_len:,} tokens"
         yield f"memory: at the lower end of the interval {gib(short)} are missing on each GPU for {length}"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ._model_architecture import Architecture, ModelError
-from ._model_memory import CACHE_BYTES, TYPE_BYTES, Device, Settings, of_version
+from ._model_memory import TYPE_BYTES, Device, Settings, of_version
 
 ENGINES = ("vllm", "vllm_cpu", "llama_cpp")
 # Kind of value, and the least and the most that it may be.
@@ -31,6 +31,10 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "slots": (int, 1, 4096),
 }
 SWITCHES = ("expert_parallel", "cuda_graphs", "prefix_caching", "vision", "draft_layers")
+VLLM_TYPES = ("bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2")
+LLAMA_CPP_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+# Families that vLLM serves in no 16-bit type but bfloat16 (_FLOAT16_NOT_SUPPORTED_MODELS, vllm/config/model.py).
+NO_FLOAT16 = ("gemma2", "gemma3", "gemma3_text", "glm4")
 WORDS = ("engine", "engine_version", "dtype", "kv_cache_dtype")
 KNOWN = (*WORDS, *NUMBERS, *SWITCHES)
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -108,11 +112,13 @@ def settings_of(
     )
     if dtype is not None and dtype not in TYPE_BYTES:
         raise ModelError(f"settings.dtype: {dtype!r} is not one of {', '.join(TYPE_BYTES)}.")
-    found["dtype"] = dtype or architecture.dtype
+    found["dtype"] = dtype or _usual_dtype(architecture, device, engine_name)
     if "kv_cache_dtype" in chosen:
-        if chosen["kv_cache_dtype"] not in CACHE_BYTES:
+        types = LLAMA_CPP_TYPES if engine_name == "llama_cpp" else VLLM_TYPES
+        if chosen["kv_cache_dtype"] not in types:
             raise ModelError(
-                f"settings.kv_cache_dtype: {chosen['kv_cache_dtype']!r} is not one of auto, {', '.join(sorted(CACHE_BYTES))}."
+                f"settings.kv_cache_dtype: {chosen['kv_cache_dtype']!r} is not one of those that {engine_name} has: auto, "
+                f"{', '.join(types)}."
             )
         found["kv_cache_dtype"] = chosen["kv_cache_dtype"]
     elif engine_name == "llama_cpp":
@@ -121,11 +127,13 @@ def settings_of(
     batch = next(
         entry for entry in defaults["batches"] if device.memory >= entry["memory_bytes"] and not _excepted(entry, device)
     )
+    # On a CPU the engine's defaults are for each of its processes.
+    times = found.get("tensor_parallel", 1) * found.get("pipeline_parallel", 1) if engine_name == "vllm_cpu" else 1
     own = {
         "max_model_len": architecture.max_context,
         "memory_utilization": defaults["memory_utilization"],
-        "max_num_batched_tokens": batch["max_num_batched_tokens"],
-        "max_num_seqs": batch["max_num_seqs"],
+        "max_num_batched_tokens": batch["max_num_batched_tokens"] * times,
+        "max_num_seqs": batch["max_num_seqs"] * times,
         "block_size": _block_size(engine_name, architecture, defaults),
         "cuda_graphs": device.kind == "gpu" and engine_name == "vllm",
     }
@@ -133,11 +141,33 @@ def settings_of(
     found = {**own, **found}
     if not found["max_model_len"]:
         raise ModelError("settings.max_model_len: the model does not say how long its context is; give one, in tokens.")
-    found["max_num_seqs"] = min(found["max_num_seqs"], found["max_num_batched_tokens"])
+    if "max_num_batched_tokens" in defaulted and engine_name != "llama_cpp":
+        found["max_num_batched_tokens"] = min(found["max_num_batched_tokens"], found["max_num_seqs"] * found["max_model_len"])
+    if found["max_num_seqs"] > found["max_num_batched_tokens"]:
+        if "max_num_seqs" not in defaulted:
+            raise ModelError(
+                f"settings.max_num_seqs: {found['max_num_seqs']} is more than max_num_batched_tokens "
+                f"{found['max_num_batched_tokens']}, with which the engine does not start."
+            )
+        found["max_num_seqs"] = found["max_num_batched_tokens"]
+    if engine_name == "llama_cpp" and max(found.get("tensor_parallel", 1), found.get("data_parallel", 1)) > 1:
+        raise ModelError(
+            "settings: llama.cpp gives each GPU some of the layers; give pipeline_parallel, not tensor_parallel or data_parallel."
+        )
     settings = Settings(**found)
     if settings.expert_parallel and not architecture.experts:
         raise ModelError(f"settings.expert_parallel: {architecture.name} has no experts to divide.")
     return settings, replicas, defaulted
+
+
+def _usual_dtype(architecture: Architecture, device: Device, engine: str) -> str:
+    """The type of weights that an engine takes where nobody says (vllm/config/model.py, _get_and_verify_dtype)."""
+    if engine == "llama_cpp":
+        return architecture.dtype
+    narrow = device.kind == "gpu" and device.compute_capability < (8, 0)
+    if architecture.dtype == "float32" or (architecture.dtype == "bfloat16" and narrow):
+        return ("float16" if architecture.family not in NO_FLOAT16 else "float32") if narrow else "bfloat16"
+    return architecture.dtype
 
 
 def _excepted(entry: Mapping[str, Any], device: Device) -> bool:

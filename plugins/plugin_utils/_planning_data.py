@@ -82,19 +82,31 @@ def _looked_at(where: str, path: str, value: Any, documents: Mapping[str, Any]) 
 
 
 @cache
-def _products() -> dict[str, Device]:
-    """Every product that can be planned for."""
+def _shipped() -> dict[str, Device]:
+    return _made(None)
+
+
+def _products_of(own: Mapping[str, Any] | None) -> dict[str, Device]:
+    """Every product that can be planned for, with the site's own."""
+    return _made(own) if own else _shipped()
+
+
+def _made(own: Mapping[str, Any] | None) -> dict[str, Device]:
     gpus = planning_data()["gpus"]
     found = {}
-    for key, product in thresholds()["products"].items():
+    known = thresholds(own)
+    for key, product in known["products"].items():
         figures = product["figures"]
-        visible = gpus["visible"][key]
+        size = figures["memory_size"]
+        # Of a product of the site's own, what acceptance asks for is what is sure to be there.
+        least = int(size.get("floor") or size["peak"] * 0.97)
+        visible = gpus["visible"].get(key) or {"value": least, "low": least, "high": int(size["peak"]), "source": "logs"}
         rates = {name[len("matmul_") :]: figure["peak"] * 1e12 for name, figure in figures.items() if name.startswith("matmul_")}
         rates.update({name: float(rate) for name, rate in gpus["rates"].get(key, {}).items() if name != "source"})
         if "fp8" in rates:
             rates.setdefault("int8", rates["fp8"])
         nvlink = figures.get("nvlink_bandwidth", {}).get("peak", 0) * 1e9 / 2
-        documents = thresholds()["documents"]
+        documents = known["documents"]
         title = {name: documents[figure["peak_source"]]["title"] for name, figure in figures.items() if "peak_source" in figure}
         found[key] = Device(
             product=key,
@@ -107,6 +119,7 @@ def _products() -> dict[str, Device]:
             rates=rates,
             compute_capability=_capability(product["compute_capability"]),
             link_bandwidth=nvlink or figures["host_to_device_bandwidth"]["peak"] * 1e9,
+            pcie_bandwidth=figures["host_to_device_bandwidth"]["peak"] * 1e9,
             link="nvlink" if nvlink else "pcie",
             power_watts=figures["power_limit"]["peak"],
             sources={"memory": gpus["documents"][visible["source"]]["title"], **_sources(title)},
@@ -123,8 +136,9 @@ def _products() -> dict[str, Device]:
             bandwidth=float(product["memory_bandwidth"]),
             rates={name: float(rate) for name, rate in product["rates"].items()},
             compute_capability=_capability(product["compute_capability"]),
-            link_bandwidth=float(product["pcie"]),
-            link="pcie",
+            link_bandwidth=float(product.get("nvlink") or product["pcie"]),
+            link="nvlink" if product.get("nvlink") else "pcie",
+            pcie_bandwidth=float(product["pcie"]),
             power_watts=product["power"],
             sources=dict.fromkeys(("memory", "bandwidth", "rates", "link", "power"), title_of),
         )
@@ -178,25 +192,28 @@ def _asked_for(given: Any, own: Mapping[str, Any] | None) -> tuple[Device, int]:
     count, word = found.groups()
     profiles = thresholds(own)["profiles"]
     if count is None and word in profiles:
-        return _products()[profiles[word]["product"]], int(profiles[word]["gpus"])
+        return _products_of(own)[profiles[word]["product"]], int(profiles[word]["gpus"])
     if count is not None and int(count) < 1:
         raise ModelError(f"gpus: {given!r}: {count} GPUs are none; 1 or more are wanted.")
-    return _named(word), int(count or 1)
+    return _named(word, own), int(count or 1)
 
 
 def _words(name: str) -> frozenset[str]:
     return frozenset(re.findall(r"[a-z0-9]+", name.lower())) - {"nvidia", "geforce", "tesla", "gpu", "gpus"}
 
 
-def _named(word: str) -> Device:
+def _named(word: str, own: Mapping[str, Any] | None = None) -> Device:
     """The product of which name or key have all words of what was asked: a100-80gb is a100_sxm4_80gb or a100_pcie_80gb."""
     if word.lower() == "cpu":
         return Device(product="cpu", name="CPU", kind="cpu", memory=0)
-    products = _products()
+    products = _products_of(own)
     asked = _words(word)
     names = {key: (_words(key), _words(product.name)) for key, product in products.items()}
     found = [key for key, both in names.items() if asked in both]
     found = found or [key for key, both in names.items() if asked and asked <= both[0] | both[1]]
+    # A driver's name may say more than the product's (an edition): the product of which it has most words. Laptops are slower.
+    longer = {key: len(part) for key, both in names.items() for part in both if part <= asked and "laptop" not in asked}
+    found = found or [key for key, size in longer.items() if size == max(longer.values())]
     if len(found) == 1:
         return products[found[0]]
     if found:
@@ -212,32 +229,30 @@ def _from_gpu_info(read: Mapping[str, Any], own: Mapping[str, Any] | None) -> tu
     gpus = read["gpus"]
     if read.get("state", "read") != "read" or not gpus:
         raise ModelError(f"gpus: gpu_info read no GPU on that host: {read.get('reason') or read.get('state')}.")
-    names = sorted({gpu["name"] for gpu in gpus})
+    if not isinstance(gpus, Sequence) or not all(isinstance(gpu, Mapping) and gpu.get("name") for gpu in gpus):
+        raise ModelError("gpus: gpus is no list of what gpu_info returns for each GPU, with its name.")
+    names = sorted({str(gpu["name"]) for gpu in gpus})
     if len(names) > 1:
         raise ModelError(f"gpus: the host has GPUs of several products ({', '.join(names)}); plan for one of them at a time.")
+    if any((gpu.get("mig") or {}).get("enabled") for gpu in gpus):
+        raise ModelError("gpus: the host's GPUs are divided (MIG), which is not planned for; describe one instance with numbers.")
     first = gpus[0]
     try:
         known = product_of(str((first.get("pci") or {}).get("device_id") or ""), own=own)
     except GpuDataError as error:
         raise ModelError(str(error)) from error
-    device = _products()[known["product"]] if known else _named(names[0])
+    device = _products_of(own)[known["product"]] if known else _named(names[0], own)
     changes: dict[str, Any] = {}
     sources = dict(device.sources)
     total = min(int((gpu.get("memory") or {}).get("total_bytes") or 0) for gpu in gpus)
-    # What the driver itself keeps of it is in NVML's total, and not in what a program is given.
-    if total:
-        reserved = 0 if not device.memory else max(0, _nominal(device) - device.memory)
-        changes["memory"] = total - reserved if total > device.memory_high else total
-        sources["memory"] = "gpu_info of the host, less what the driver keeps"
+    # NVML's total holds what the driver keeps, which a program does not get: what programs were given on such a GPU is better.
+    if total and abs(total / device.memory - 1) > 0.08:
+        changes.update(memory=total, memory_low=round(total * 0.97), memory_high=total)
+        sources["memory"] = "gpu_info of the host, with what the driver keeps for itself"
     links = [link for link in first.get("nvlink") or [] if link.get("active")]
     speed = sum(float(link.get("bandwidth_gbytes_per_second") or 0) for link in links) * 1e9 / 2
     if device.link == "nvlink" and not links and len(gpus) > 1:
-        changes.update(
-            link="pcie",
-            link_bandwidth=float(
-                (thresholds(own)["products"][device.product]["figures"]["host_to_device_bandwidth"]["peak"]) * 1e9
-            ),
-        )
+        changes.update(link="pcie", link_bandwidth=device.pcie_bandwidth)
         sources["link"] = "gpu_info of the host: no NVLink is active"
     elif speed:
         changes.update(link="nvlink", link_bandwidth=speed)
@@ -247,12 +262,6 @@ def _from_gpu_info(read: Mapping[str, Any], own: Mapping[str, Any] | None) -> tu
         changes["power_watts"] = min(limits)
         sources["power"] = "gpu_info of the host"
     return _changed(device, changes, sources), len(gpus)
-
-
-def _nominal(device: Device) -> int:
-    """What NVML tells for such a device, as near as the datasheet is."""
-    product = thresholds()["products"].get(device.product)
-    return int(product["figures"]["memory_size"]["peak"]) if product else device.memory
 
 
 def _from_numbers(given: Mapping[str, Any], own: Mapping[str, Any] | None) -> tuple[Device, int]:

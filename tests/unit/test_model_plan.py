@@ -171,7 +171,11 @@ def test_layers_that_do_not_divide_go_before_the_last_stage() -> None:
             "tensor_parallel_does_not_divide_heads",
             "40 attention heads",
         ),
-        ("llama-3.1-8b-instruct", "1xT4", {}, "no_bfloat16", "float16"),
+        ("llama-3.1-8b-instruct", "1xT4", {"dtype": "bfloat16"}, "no_bfloat16", "float16"),
+        ("gemma-2-9b-it", "1xT4", {"dtype": "float16"}, "no_float16", "gemma2"),
+        ("llama-3.2-1b-instruct", "1xT4", {"kv_cache_dtype": "fp8"}, "no_fp8_cache", "8.0"),
+        ("phi-4", "4xH100-SXM5-80GB", {"tensor_parallel": 4}, "tensor_parallel_does_not_divide_kv_heads", "10 KV heads"),
+        ("llama-3.1-8b-instruct", "2xL40S", {"replicas": 5}, "too_many_replicas", "5 replicas"),
         ("qwen3-235b-a22b", "hgx_h100", {"tensor_parallel": 8, "quantisation": "fp8_per_block"}, "not_divisible", "192"),
         (
             "qwen2.5-7b-instruct",
@@ -220,10 +224,15 @@ def test_links_of_600_gb_are_enough() -> None:
         ({"settings": {"memory_utilization": 1.5}}, "1.5 is not a number from 0.01 to 1"),
         ({"settings": {"engine": "vlm"}}, "did you mean vllm"),
         ({"settings": {"engine": "vllm_cpu"}}, "does not run on NVIDIA A100-SXM4-80GB"),
-        ({"settings": {"kv_cache_dtype": "fp7"}}, "'fp7' is not one of auto"),
+        ({"settings": {"kv_cache_dtype": "fp7"}}, "'fp7' is not one of those that vllm has: auto"),
         ({"settings": {"dtype": "int3"}}, "'int3'"),
         ({"settings": {"engine_version": "newest"}}, "is no version"),
         ({"settings": {"expert_parallel": True}}, "has no experts"),
+        ({"settings": {"kv_cache_dtype": "q8_0"}}, "'q8_0' is not one of those that vllm has"),
+        ({"settings": {"max_num_seqs": 300, "max_num_batched_tokens": 10}}, "300 is more than max_num_batched_tokens 10"),
+        ({"settings": {"engine": "llama_cpp", "tensor_parallel": 2}}, "give pipeline_parallel"),
+        ({"gpus": {"gpus": [{"name": "NVIDIA L4", "mig": {"enabled": True}}]}}, "divided (MIG)"),
+        ({"gpus": {"gpus": "x"}}, "no list"),
         ({"quantisation": "fp9"}, "fp9"),
         ({"workload": {**WORK, "requests_per_day": -5}}, "requests_per_day"),
         ({"workload": {**WORK, "requests": 5}}, "requests_per_day"),
@@ -426,3 +435,87 @@ def test_every_case_names_a_source() -> None:
     for case in yaml.safe_load((ROOT / "tests/bench/accuracy/cases.yml").read_text(encoding="utf-8")):
         assert case["source"] and case["half"] in ("fit", "held out"), case["id"]
         assert case["uses"] or case.get("left_out") or case["measured"], case["id"]
+
+
+# --- what a review found ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "product"),
+    [
+        ("NVIDIA L4", 24152899584, "l4"),
+        ("NVIDIA L40S", 48305799168, "l40s"),
+        ("NVIDIA H200", 150754820096, "h200_sxm5_141gb"),
+        ("NVIDIA GeForce RTX 4090", 25757220864, "rtx_4090"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 102641958912, "rtx_pro_6000"),
+    ],
+)
+def test_memory_of_a_real_host_is_what_programs_get_there(name: str, total: int, product: str) -> None:
+    device, _count = hardware({"gpus": [{"name": name, "memory": {"total_bytes": total}}]})
+    assert device.product == product
+    assert device.memory_low <= device.memory <= device.memory_high < total
+
+
+def test_a_host_with_other_memory_is_planned_with_that() -> None:
+    device, _count = hardware({"gpus": [{"name": "NVIDIA L4", "memory": {"total_bytes": 12 * GIB}}]})
+    assert device.memory == device.memory_high == 12 * GIB and device.memory_low < device.memory
+
+
+def test_a_sites_own_product_is_planned_for() -> None:
+    own = {"products": {"l40s": {"figures": {"memory_bandwidth": {"peak": 800}}}}}
+    assert hardware("1xl40s", own)[0].bandwidth == 800e9
+
+
+@pytest.mark.parametrize(
+    ("model", "pipeline", "groups", "layers"),
+    # Groups of the whole model, and the most layers of one of them in a stage, as vLLM projects them.
+    [("gpt-oss-20b", 8, 2, 2), ("gemma-3-27b-it", 4, 7, 3), ("gemma-3-27b-it", 1, 7, 10)],
+)
+def test_stages_have_their_layers_of_the_models_groups(model: str, pipeline: int, groups: int, layers: int) -> None:
+    architecture = model_of(str(CONFIGS / f"{model}.json")).architecture
+    pool = cache(architecture, Settings(pipeline_parallel=pipeline))
+    assert len(pool.groups) == groups
+    assert pool.block_bytes == layers * pool.groups[0].page
+
+
+def test_one_block_belongs_to_nobody() -> None:
+    """vLLM 0.32 leaves the null block out where it asks whether one request fits: 131,072 tokens do not in 16 GiB."""
+    found = plan("llama-3.1-8b-instruct", "1xL40S", cache_bytes=16 * GIB, max_model_len=131072)
+    assert not found["fits"] and found["memory"]["largest_context"] == 131072 - 16
+    assert plan("llama-3.1-8b-instruct", "1xL40S", cache_bytes=16 * GIB, max_model_len=131056)["fits"]
+
+
+def test_draft_layers_have_a_cache_and_widen_states() -> None:
+    deepseek = plan("deepseek-v3", "hgx_h200", tensor_parallel=8, draft_layers=True, draft_tokens=1)
+    without = plan("deepseek-v3", "hgx_h200", tensor_parallel=8)
+    assert deepseek["memory"]["kv_cache"]["tokens"] < without["memory"]["kv_cache"]["tokens"]
+    architecture = model_of(str(CONFIGS / "qwen3.5-35b-a3b.json")).architecture
+    given = Settings(
+        engine_version=(0, 20, 0), kv_cache_dtype="fp8", max_num_batched_tokens=65536, draft_tokens=2, draft_layers=True
+    )
+    pool = cache(architecture, replace(given, engine_version=(0, 20, 0)))
+    # As logged by vLLM 0.20: attention blocks of 2128 tokens, four groups of eleven layers, 1,581,104 tokens from 66.37 GiB.
+    assert (pool.block_tokens, len(pool.groups)) == (2128, 4)
+    assert pool.tokens(int(66.37 * GIB), 262144) == pytest.approx(1581104, rel=0.002)
+
+
+def test_the_cache_type_of_a_checkpoint_is_taken() -> None:
+    config = json.loads((CONFIGS / "llama-3.1-8b-instruct.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}
+    assert plan(config, "1xH100-SXM5-80GB")["memory"]["kv_cache"]["bytes_per_token"] == 65536
+
+
+def test_dtypes_are_what_the_engine_takes_by_itself() -> None:
+    config = json.loads((CONFIGS / "llama-3.2-3b-instruct.json").read_text(encoding="utf-8"))
+    whole = plan({**config, "torch_dtype": "float32"}, "1xL40S")
+    assert whole["settings"]["dtype"] == "bfloat16" and whole["fits"]
+    turing = plan("llama-3.2-1b-instruct", "1xT4", max_model_len=8192)
+    assert turing["settings"]["dtype"] == "float16" and turing["fits"]
+
+
+def test_names_of_others_cannot_move_a_cursor() -> None:
+    config = json.loads((CONFIGS / "llama-2-13b.json").read_text(encoding="utf-8"))
+    config.update(_name_or_path="x\x1b[31mRED\nPASS: forged", architectures=["A\x1b[2J"])
+    found = plan(config, "1xA100-SXM4-80GB")
+    assert "\x1b" not in "\n".join(summary_lines(found)) and "\n" not in found["model"]["name"]
+    assert "\\u001b" not in json.dumps(found)

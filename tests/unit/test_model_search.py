@@ -546,7 +546,7 @@ def test_more_replicas_than_gpus_are_refused_and_said() -> None:
     result = found("llama-2-13b", "2xA100-SXM4-80GB", None, None, replicas=3)
     assert result["chosen"] is None
     assert {entry["code"] for entry in result["refusals"]} == {"too_many_replicas"}
-    assert "3 replicas of 1 GPUs are more than the 2 of the host" in result["nearest"]["lacks"][0]
+    assert "3 replicas of 1 GPUs are 3, more than the 2 of the host" in result["nearest"]["lacks"][0]
 
 
 @effort(max_examples=20, deadline=None)
