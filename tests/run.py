@@ -132,7 +132,7 @@ def prepare_sanity_home(home: Path) -> None:
 
 
 def unit(name: str) -> None:
-    shell(name, [sys.executable, "-m", "pytest", "-q", "tests/unit"], env={"PYTHONPATH": str(ROOT / "collections")})
+    shell(name, [sys.executable, "-m", "pytest", "-q", "-n", "2", "tests/unit"], env={"PYTHONPATH": str(ROOT / "collections")})
 
 
 def molecule(scenario: str) -> Callable[[str], None]:

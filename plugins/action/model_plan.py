@@ -88,8 +88,10 @@ class ActionModule(ActionBase):
         if given["search"]:
             learnt, _hints = known_of(store, deployment, data)
             found = search(model, device, count, given["settings"], data, work, corrections=learnt)
-            if found["chosen"]:
-                deployment = as_deployment(found["chosen"], model, device, count, given["settings"], engines)
+            # Where nothing serves, the plan is of what comes nearest, and says what it lacks.
+            best = found["chosen"] or found["nearest"]
+            if best:
+                deployment = as_deployment(best, model, device, count, given["settings"], engines)
         learnt, hints = known_of(store, deployment, data)
         deployment = replace(deployment, corrections=learnt)
         plan = make_plan(deployment, data, work, given["speculation"], given["cost"])

@@ -425,8 +425,17 @@ def cautions(deployment: Deployment, memory: Memory, served: Mapping[str, Any] |
             "max_num_seqs",
             f"the workload asks for {running:.0f} requests at a time of one engine, and max_num_seqs is {settings.max_num_seqs}.",
         )
-    if device.kind == "gpu" and not device.rates:
-        yield "unknown_rates", f"no arithmetic rate of {device.name} is known; give gpus.tflops to have speeds predicted."
+    if not device.rates or not device.bandwidth:
+        yield (
+            "unknown_rates",
+            f"no arithmetic rate or bandwidth of {device.name} is known, and so no speed is predicted and no SLO judged; give "
+            "gpus.tflops and gpus.bandwidth_gbps.",
+        )
+    if scheme.quantised and not scheme.online and not deployment.model.scheme.quantised and settings.engine != "llama_cpp":
+        yield (
+            "needs_quantised_checkpoint",
+            f"no engine makes {scheme.name} of 16-bit weights while it loads: a checkpoint in {scheme.name} is needed.",
+        )
     if scheme.online:
         yield (
             "quantised_while_loading",
@@ -450,46 +459,47 @@ def _listed(values: list[int]) -> str:
 
 
 def advice(deployment: Deployment, memory: Memory, engines: Mapping[str, Any]) -> list[dict[str, str]]:
-    """What would make it fit: each change was planned and does."""
-    found = []
+    """What would make it fit: each change was planned, starts, and fits at the lower end of the interval too."""
+    found: list[dict[str, str]] = []
+    settings, architecture, device = deployment.settings, deployment.model.architecture, deployment.device
 
-    def tried(changed: Deployment, change: str) -> bool:
+    def tried(change: str, scheme: Scheme = deployment.scheme, **changes: Any) -> bool:
+        other = replace(settings, **changes)
+        count = max(deployment.count, other.gpus) if device.kind == "gpu" else deployment.count
+        changed = replace(deployment, scheme=scheme, settings=other, count=count, replicas=max(1, count // other.gpus))
         if any(True for _refusal in refusals(changed)):
             return False
-        other = memory_of(changed, engines)
-        short = fits(changed, other)
-        if short > 0:
+        held = memory_of(changed, engines)
+        spare = held.cache.low - held.held.needed(other.max_model_len)
+        if spare < 0 or fits(changed, held) > 0:
             return False
-        tokens = other.held.tokens(other.cache.bytes, changed.settings.max_model_len)
-        found.append({"change": change, "effect": f"fits, with {gib(-short)} to spare and {tokens:,} tokens of KV cache"})
+        tokens = held.held.tokens(held.cache.bytes, other.max_model_len)
+        found.append({"change": change, "effect": f"fits, with {gib(spare)} or more to spare and {tokens:,} tokens of KV cache"})
         return True
 
-    settings, architecture = deployment.settings, deployment.model.architecture
-    longest = memory.held.longest(max(0, memory.cache.bytes), settings.max_model_len)
+    limit = min(settings.max_model_len, architecture.max_context or settings.max_model_len)
+    longest = memory.held.longest(max(0, memory.cache.low), limit)
     if 0 < longest < settings.max_model_len:
         shorter = longest // 256 * 256 or longest
-        tried(
-            replace(deployment, settings=replace(settings, max_model_len=shorter)),
-            f"max_model_len {shorter} instead of {settings.max_model_len}",
-        )
+        tried(f"max_model_len {shorter} instead of {settings.max_model_len}", max_model_len=shorter)
     if settings.kv_cache_dtype == "auto" and settings.engine == "vllm":
-        tried(replace(deployment, settings=replace(settings, kv_cache_dtype="fp8")), "kv_cache_dtype fp8")
+        tried("kv_cache_dtype fp8", kv_cache_dtype="fp8")
+    schemes = []
     if not deployment.scheme.quantised and settings.engine == "vllm":
-        for name in ("fp8", "w4a16"):
-            other = scheme_for(None, name, settings.dtype, architecture).fitted(architecture)
-            if tried(replace(deployment, scheme=other), f"weights in {name}"):
-                break
+        schemes = [scheme_for(None, name, settings.dtype, architecture).fitted(architecture) for name in ("fp8", "w4a16")]
+    any(tried(f"weights in {scheme.name}", scheme) for scheme in schemes)
     kind = "pipeline_parallel" if settings.engine == "llama_cpp" else "tensor_parallel"
-    for size in (2, 4, 8, 16):
-        parallel = getattr(settings, kind) * size
-        if deployment.device.kind == "cpu" or parallel > 64:
-            break
-        more = replace(settings, **{kind: parallel})
-        if tried(
-            replace(deployment, settings=more, count=max(deployment.count, more.gpus)),
-            f"{kind} {parallel} ({more.gpus} GPUs)",
-        ):
-            break
+    sizes = [getattr(settings, kind) * factor for factor in (2, 4, 8, 16)] if device.kind == "gpu" else []
+    gpus = {size: settings.gpus // getattr(settings, kind) * size for size in sizes if size <= 64}
+    any(tried(f"{kind} {size} ({taken} GPUs)", **{kind: size}) for size, taken in gpus.items())
+    if not found:
+        short = max(512, limit // 8)
+        tried(f"max_model_len {short}", max_model_len=short)
+        any(
+            tried(f"{kind} {size}, weights in {scheme.name}, max_model_len {short}", scheme, max_model_len=short, **{kind: size})
+            for size in gpus
+            for scheme in (*schemes, deployment.scheme)
+        )
     return found
 
 

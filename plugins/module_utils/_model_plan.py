@@ -87,7 +87,7 @@ def make_plan(
         advice=[] if sound else advice(deployment, memory, engines),
     )
     rows = [*memory_figures(deployment, memory, plan), *(served or {}).pop("figures", [])]
-    if speculation and served:
+    if speculation is not None and served:
         plan["speculative"] = speculative(
             deployment.model.architecture,
             deployment.scheme,
@@ -111,14 +111,21 @@ def _drafting(speculation: Mapping[str, Any]) -> dict[str, Any]:
     """A draft model may be given as any model is."""
     found = dict(speculation)
     if found.get("draft"):
-        draft = model_of(found["draft"])
+        try:
+            draft = model_of(found["draft"])
+        except ModelError as error:
+            raise ModelError(f"speculation.draft: {error}") from error
         found.update(draft=draft.architecture, draft_scheme=draft.scheme)
     return found
 
 
 def verdict_of(deployment: Deployment, plan: Mapping[str, Any], refused: list[dict[str, str]]) -> tuple[str, str]:
     settings, served = deployment.settings, plan["service"]
-    where = f"{deployment.model.name} ({deployment.scheme.name}) on {settings.gpus} x {deployment.device.name}"
+    stored = "16 bits" if deployment.scheme.name == "none" else deployment.scheme.name
+    each = f"{settings.gpus} x {deployment.device.name}"
+    where = (
+        f"{deployment.model.name} ({stored}) on {f'{deployment.replicas} servers of ' if deployment.replicas > 1 else ''}{each}"
+    )
     if refused:
         return FAIL, f"{where}: {settings.engine} would not start: {refused[0]['text']}"
     if not plan["fits"]:
@@ -129,7 +136,7 @@ def verdict_of(deployment: Deployment, plan: Mapping[str, Any], refused: list[di
             f"{settings.max_model_len:,} tokens.",
         )
     tokens = plan["memory"]["kv_cache"]["tokens"]
-    text = f"{where} fits, with {tokens:,} tokens of KV cache"
+    text = f"{where} fits, with {tokens:,} tokens of KV cache{' in each' if deployment.replicas > 1 else ''}"
     if served and plan["workload"]:
         rate = served.get("requests_per_day_at_slo")
         if served.get("meets_slo") is False:

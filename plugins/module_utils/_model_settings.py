@@ -100,6 +100,10 @@ def settings_of(
     found: dict[str, Any] = {"engine": engine_name, "engine_version": version("settings.engine_version", engine["version"])}
     if "engine_version" in chosen:
         found["engine_version"] = version("settings.engine_version", chosen["engine_version"])
+    if engine_name == "vllm" and found["engine_version"] < (0, 4):
+        raise ModelError(
+            f"settings.engine_version: {chosen['engine_version']} is older than 0.4, from which on vLLM is planned for."
+        )
     for name, (kind, least, most) in NUMBERS.items():
         if name in chosen:
             found[name] = number(f"settings.{name}", chosen[name], kind, least, most)

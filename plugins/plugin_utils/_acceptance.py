@@ -61,7 +61,11 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    return str(value) if isinstance(value, str) else value
+    # Numbers of Ansible's carry where they came from, which YAML does not write.
+    for kind in (str, bool, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
 
 
 def canonical(record: Mapping[str, Any]) -> bytes:

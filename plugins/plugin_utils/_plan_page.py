@@ -506,7 +506,7 @@ def curve(plan: Mapping[str, Any], key: str, title: str, y_title: str) -> Markup
         place = (x.at(here[0]), y.at(here[1]))
         labels.block((place[0] - 8, place[1] - 8, place[0] + 8, place[1] + 8))
         at_once = quantity(measure(at(plan, "service", "concurrency")))
-        told = f"At the workload's peak: {at_once} requests at once on all replicas, {quantity(here[1], 'ms')} on average"
+        told = f"At the workload's peak: {at_once} requests at once in one replica, {quantity(here[1], 'ms')} on average"
         drawn.append(tag("path", tag("title", told), class_="here", d=shape(3, *place, 7)))
         drawn.append(labels.beside(*place, "workload", "name here-text", 11))
     order = sorted(range(len(points)), key=lambda index: (index not in (0, len(points) - 1), -index))
@@ -857,7 +857,10 @@ def speed_facts(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def service_facts(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
-    found = facts(at(plan, "service"), ("unattainable",))
+    # Of one replica; all else is of all of them.
+    own = ("concurrency", "concurrency_limit", "concurrency_at_slo", "tokens_per_second")
+    told = {(f"{key}_of_one_replica" if key in own else key): value for key, value in (at(plan, "service") or {}).items()}
+    found = facts(told, ("unattainable",))
     for key, pair in (at(plan, "service", "unattainable") or {}).items():
         label, unit = labelled(str(key))
         found.append(

@@ -27,6 +27,7 @@ FILES = ("engines", "gpus", "quality", "speed")
 # libyaml where PyYAML has it: reading must not be what a plan waits for.
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 SPELLED = re.compile(r"^\s*(?:(\d+)\s*[x*]\s*)?(.+?)\s*$", re.IGNORECASE)
+MOST = 1024
 OWN = (
     "product",
     "name",
@@ -186,6 +187,8 @@ def _asked_for(given: Any, own: Mapping[str, Any] | None) -> tuple[Device, int]:
         return _from_gpu_info(given, own)
     if isinstance(given, Mapping):
         return _from_numbers(given, own)
+    if not isinstance(given, str):
+        raise ModelError(f"gpus: {given!r} is neither text, such as 8xA100-SXM4-80GB, nor a mapping.")
     found = SPELLED.match(str(given or ""))
     if not found:
         raise ModelError(f"gpus: {given!r} names no GPU; say for instance 8xA100-SXM4-80GB.")
@@ -193,8 +196,8 @@ def _asked_for(given: Any, own: Mapping[str, Any] | None) -> tuple[Device, int]:
     profiles = thresholds(own)["profiles"]
     if count is None and word in profiles:
         return _products_of(own)[profiles[word]["product"]], int(profiles[word]["gpus"])
-    if count is not None and int(count) < 1:
-        raise ModelError(f"gpus: {given!r}: {count} GPUs are none; 1 or more are wanted.")
+    if count is not None and not 1 <= int(count) <= MOST:
+        raise ModelError(f"gpus: {given!r}: found {count} GPUs; 1 to {MOST} in one host are wanted.")
     return _named(word, own), int(count or 1)
 
 

@@ -82,13 +82,16 @@ def test_a_plan_that_does_not_fit_says_by_how_much_and_what_would() -> None:
     found = plan("llama-3.1-405b", "hgx_h100", tensor_parallel=8)
     assert found["missing_bytes"] > 30 * GIB
     changes = [tip["change"] for tip in found["advice"]]
-    assert any("fp8" in change for change in changes) and any("16 GPUs" in change for change in changes)
+    assert any("fp8" in change for change in changes)
+    # More GPUs, where those that are there are too few: DeepSeek-V3 on one GPU of eight.
+    more = next(tip["change"] for tip in plan("deepseek-v3", "8xH200")["advice"] if "tensor_parallel" in tip["change"])
+    assert more == "tensor_parallel 8 (8 GPUs)"
     # What is advised was planned: it fits when it is asked for.
     assert plan("llama-3.1-405b", "hgx_h100", tensor_parallel=8, quantisation="fp8")["fits"]
     short = plan("llama-3.1-8b-instruct", "1xL4")
     (length,) = [tip["change"].split()[1] for tip in short["advice"] if "max_model_len" in tip["change"]]
     assert plan("llama-3.1-8b-instruct", "1xL4", max_model_len=int(length))["fits"]
-    assert not plan("llama-3.1-8b-instruct", "1xL4", max_model_len=int(length) * 2)["fits"]
+    assert not plan("llama-3.1-8b-instruct", "1xL4", max_model_len=131072)["fits"]
 
 
 def test_every_figure_has_a_formula_and_a_source() -> None:
@@ -211,7 +214,7 @@ def test_links_of_600_gb_are_enough() -> None:
     [
         ({"gpus": "8xB9000"}, "no product 'B9000'"),
         ({"gpus": "8xH100"}, "h100_nvl_94gb or h100_pcie_80gb or h100_sxm5_80gb; say which"),
-        ({"gpus": "0xA100-SXM4-80GB"}, "0 GPUs are none"),
+        ({"gpus": "0xA100-SXM4-80GB"}, "found 0 GPUs; 1 to 1024"),
         ({"gpus": "cpu"}, "product: cpu, memory_bytes"),
         ({"gpus": {"name": "x"}}, "memory_bytes, bandwidth_gbps, compute_capability"),
         ({"gpus": {"product": "l4", "memory_bytes": -1}}, "gpus.memory_bytes: -1 is not a whole number from 1"),
