@@ -5,7 +5,7 @@
 
 Everything that is assumed is an input with an example value in ``plugin_utils/planning_speed.yml`` (``cost``); the result lists
 each with its value, unit and source, and whether it was given. Money is in whatever currency the inputs are in: nothing is
-converted. Energy is kWh, power W.
+converted. A price is an example for the products that the data name, and has to be given for others. Energy is kWh, power W.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from ._model_architecture import ModelError
 from ._model_memory import Device
-from ._model_speed import Workload, known_keys, quantity, row, shown
+from ._model_speed import Workload, known_keys, quantity, row, shown, title_of
 
 HOURS = 24
 # The least and the most that each input may be.
@@ -42,6 +42,10 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "api_price_input": (0, 1e6),
     "api_price_output": (0, 1e6),
 }
+# Those that are prices.
+PRICES = ("gpu_price", "server_price", "electricity_price_per_kwh", "api_price_input", "api_price_output")
+# GPUs of a server that the data's examples are of.
+FULL_SERVER = 8
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,10 @@ class Assumption:
         return {"name": self.name, "value": self.value, "unit": self.unit, "source": self.source, "given": self.given}
 
 
-def assumptions_of(given: Mapping[str, Any], device: Device, data: Mapping[str, Any]) -> tuple[dict[str, Assumption], str]:
-    """Every input by its name, and the currency's label.
+def assumptions_of(
+    given: Mapping[str, Any], device: Device, data: Mapping[str, Any], count: int = FULL_SERVER
+) -> tuple[dict[str, Assumption], str]:
+    """Every input by its name for so many devices, and the currency's label.
 
     Raises ModelError that names the input, the value found and what is wanted.
     """
@@ -72,14 +78,20 @@ def assumptions_of(given: Mapping[str, Any], device: Device, data: Mapping[str, 
         currency = data["cost"]["currency"]
     if not isinstance(currency, str) or len(currency) > 16:
         raise ModelError(f"cost.currency: found {shown(currency)}; wanted a label such as EUR, of at most 16 characters")
-    documents = data.get("documents", {})
-    found = {}
-    for name, example in examples.items():
+    found: dict[str, Assumption] = {}
+    for name in examples:
         least, most = BOUNDS.get(name, (0, math.inf))
-        told = given.get(name) not in (None, "")
-        value = quantity(f"cost.{name}", given[name] if told else example["value"], least, most)
-        source = "given" if told else f"example of the collection: {documents.get(example['source'], {}).get('title', '')}"
-        found[name] = Assumption(name, value, str(example["unit"]).replace("currency", currency), source, told)
+        if given.get(name) not in (None, ""):
+            value = quantity(f"cost.{name}", given[name], least, most)
+            found[name] = Assumption(name, value, _unit(examples[name], currency), "given", True)
+    # Examples of a server's power are for as many GPUs as it has.
+    told = found.get("gpus_per_server")
+    together = min(float(count), told.value if told else float(examples["gpus_per_server"]["value"]))
+    _needs_prices(found, device, data)
+    for name in examples:
+        if name not in found:
+            found[name] = _example(name, device, together, data, currency)
+    found = {name: found[name] for name in examples}
     if not found["gpu_power_watts"].value:
         if device.power_watts <= 0:
             raise ModelError(f"cost.gpu_power_watts: {device.name} has no known power limit; wanted its watts")
@@ -93,6 +105,46 @@ def assumptions_of(given: Mapping[str, Any], device: Device, data: Mapping[str, 
             f"{found['idle_power_share'].value:g}; wanted at least that"
         )
     return found, currency
+
+
+def _unit(example: Mapping[str, Any], currency: str) -> str:
+    return str(example["unit"]).replace("currency", currency)
+
+
+def _needs_prices(found: Mapping[str, Assumption], device: Device, data: Mapping[str, Any]) -> None:
+    """An example for one product would mislead for another."""
+    lacks_gpu = device.kind == "gpu" and "gpu_price" not in found and device.product not in data["cost"]["prices"]
+    lacks_server = "server_price" not in found and device.product not in data["cost"]["full_servers"]
+    if lacks_gpu:
+        also = " (and server_price)" if lacks_server else ""
+        raise ModelError(f"cost.gpu_price: there is no example price of {_article(device.name)}; give one{also}")
+    if lacks_server:
+        raise ModelError(f"cost.server_price: there is no example price of a server for {_article(device.name)}; give one")
+
+
+def _article(name: str) -> str:
+    return f"{'an' if name[:1] in 'AEIOaeio' else 'a'} {name}"
+
+
+def _example(name: str, device: Device, together: float, data: Mapping[str, Any], currency: str) -> Assumption:
+    """What an input that was not given is taken to be; ``together``: devices of one server."""
+    examples = data["cost"]
+    unit, figure, value, note = examples["inputs"][name]["unit"], examples["inputs"][name], None, ""
+    if name == "gpu_price" and device.kind != "gpu":
+        return Assumption(name, 0.0, _unit(figure, currency), "a socket's price is part of its server's", False)
+    if name == "gpu_price":
+        figure = examples["prices"][device.product]
+    elif name == "server_power_watts" and not (device.product in examples["full_servers"] and together >= FULL_SERVER):
+        figure = examples["other_power_watts"]
+        value = float(figure["value"]) * together
+        note = f", {figure['value']:g} W for each of {together:g} {'GPUs' if device.kind == 'gpu' else 'sockets'}"
+    least, most = BOUNDS.get(name, (0, math.inf))
+    amount = quantity(f"cost.{name}", figure["value"] if value is None else value, least, most)
+    money = figure.get("currency")
+    if money:
+        note = f", in {money} and not converted"
+    source = f"example of the collection{note}: {title_of(data, figure['source'])}"
+    return Assumption(name, amount, str(unit).replace("currency", money or currency), source, False)
 
 
 def annuity(rate: float, years: float) -> float:
@@ -115,7 +167,7 @@ def cost_of(
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ModelError(f"cost: found {shown(count)} devices; wanted at least 1")
-    inputs, currency = assumptions_of(given, device, data)
+    inputs, currency = assumptions_of(given, device, data, count)
     value = {name: assumption.value for name, assumption in inputs.items()}
     servers = math.ceil(count / value["gpus_per_server"])
     gpus = count if device.kind == "gpu" else 0
@@ -157,6 +209,7 @@ def cost_of(
     year = investment / (api_year - running) if api_year > running else None
     found: dict[str, Any] = {
         "currency": currency,
+        "prices_are_examples": any(not inputs[name].given and inputs[name].value > 0 for name in PRICES),
         "years": value["years"],
         "devices": count,
         "servers": servers,
@@ -186,6 +239,7 @@ def cost_of(
         "break_even_years": year if year is not None and year <= value["years"] else None,
         "assumptions": [assumption.described() for assumption in inputs.values()],
     }
+    found["summary"] = _summary(found, currency)
     found["figures"] = _figures(found, currency)
     return found
 
@@ -197,6 +251,16 @@ def _each(total: float, parts: float) -> float | None:
 def _break_even_volume(fixed: float, each: float, price: float, days: float) -> float | None:
     """Requests a day at which a year costs as much as the API; None where each costs more in energy alone."""
     return fixed / (price - each) / days if price > each else None
+
+
+def _summary(found: Mapping[str, Any], currency: str) -> list[dict[str, Any]]:
+    rows = (
+        ("cost per million tokens", found["cost_per_million_tokens"], currency),
+        ("cost per year", found["cost_per_year"], currency),
+        ("energy per year", found["energy_kwh_per_year"], "kWh"),
+        ("break-even", found["break_even_requests_per_day"], "requests/day"),
+    )
+    return [{"name": name, "value": value, "unit": unit} for name, value, unit in rows if value is not None]
 
 
 def _figures(found: Mapping[str, Any], currency: str) -> list[dict[str, Any]]:
@@ -246,7 +310,7 @@ def _figures(found: Mapping[str, Any], currency: str) -> list[dict[str, Any]]:
             source,
         ),
         row(
-            "break-even",
+            "break-even time",
             found["break_even_years"],
             "years",
             "investment / (the API's cost of a year - running cost of a year); null beyond the years of use",

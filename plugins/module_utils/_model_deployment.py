@@ -107,11 +107,11 @@ def model_of(given: Any, quantisation: str | None = None, dtype: str | None = No
         return replace(_model(name, files.path, architecture, scheme_of_gguf(files.gguf)), files=files)
     architecture = architecture_of_config(files.config, f"{files.path}")
     stored = scheme_for(files.quantization_config, None, architecture.dtype, architecture)
-    notes = compare_with(files, architecture, stored) if files.safetensors else []
+    notes = compare_with(files, architecture, stored)
     scheme = scheme_for(files.quantization_config, quantisation, dtype or architecture.dtype, architecture)
     declared = _declared(files.quantization_config)
     found = _model(name, files.path, architecture, scheme)
-    return replace(found, files=files, notes=(*files.notes, *notes), kv_cache_dtype=declared)
+    return replace(found, files=files, notes=tuple(notes), kv_cache_dtype=declared)
 
 
 def _declared(quantization: Mapping[str, Any] | None) -> str:

@@ -53,6 +53,8 @@ DTYPE_BITS = {
     "I64": 64,
     "U64": 64,
 }
+# How far an index's total_size may be from what the configuration describes, where the tensors are not there to be counted.
+INDEX_TOLERANCE = 0.03
 FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
@@ -78,6 +80,14 @@ class Safetensors:
 
 
 @dataclass(frozen=True)
+class Index:
+    """What an index says of files that are not there."""
+
+    names: tuple[str, ...]  # of all tensors
+    bytes_total: int | None  # its total_size
+
+
+@dataclass(frozen=True)
 class ModelFiles:
     kind: str  # config or gguf
     path: str
@@ -87,6 +97,7 @@ class ModelFiles:
     quantization_config: Mapping[str, Any] | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)  # generation_config.json
     notes: tuple[str, ...] = ()
+    index: Index | None = None  # where the files that it names are not there
 
 
 def read_json(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
@@ -164,7 +175,7 @@ def _directory(place: Path) -> ModelFiles:
 
 def _huggingface(place: Path, path: Path) -> ModelFiles:
     config = read_json(path)
-    weights, notes = _safetensors(place)
+    weights, notes, index = _safetensors(place)
     generation = place / "generation_config.json"
     return ModelFiles(
         "config",
@@ -174,6 +185,7 @@ def _huggingface(place: Path, path: Path) -> ModelFiles:
         quantization_config=_own_quantization(config, path.name) or _beside(place),
         generation=read_json(generation) if generation.is_file() else {},
         notes=tuple(notes),
+        index=index,
     )
 
 
@@ -275,12 +287,12 @@ def _counts(values: Any) -> tuple[int, ...] | None:
     return None
 
 
-def _safetensors(place: Path) -> tuple[Safetensors | None, list[str]]:
-    """The weights of a directory, and what a reader should know of them."""
+def _safetensors(place: Path) -> tuple[Safetensors | None, list[str], Index | None]:
+    """The weights of a directory, what a reader should know of them, and the index of those that are not there."""
     if (place / INDEX).is_file():
         return _indexed(place)
     if (place / SINGLE).is_file():
-        return _taken([place / SINGLE]), []
+        return _taken([place / SINGLE]), [], None
     # Mistral's repositories have the same weights twice; adapters are no models.
     names = sorted(path.name for path in place.glob("*.safetensors"))
     names = [name for name in names if not name.startswith(("consolidated", "adapter_"))] or [
@@ -288,7 +300,7 @@ def _safetensors(place: Path) -> tuple[Safetensors | None, list[str]]:
     ]
     if not names:
         others = [path.name for path in place.iterdir() if re.search(r"\.(bin|pt|pth)$", path.name)]
-        return None, [f"weights in {others[0]} are not read, safetensors are needed"] if others else []
+        return None, [f"weights in {others[0]} are not read, safetensors are needed"] if others else [], None
     for name in names:
         matched = re.search(r"-(\d{5})-of-(\d{5})\.safetensors$", name)
         if matched:
@@ -299,7 +311,7 @@ def _safetensors(place: Path) -> tuple[Safetensors | None, list[str]]:
             ]
             if missing:
                 raise ModelError(f"{place}: part {missing[0]} of {int(matched[2])} of {name[: matched.start()]} is not there.")
-    return _taken([place / name for name in names]), []
+    return _taken([place / name for name in names]), [], None
 
 
 def _taken(paths: Iterable[Path]) -> Safetensors:
@@ -314,7 +326,7 @@ def _taken(paths: Iterable[Path]) -> Safetensors:
     return Safetensors(sum(tensor.bytes for tensor in tensors.values()), tensors, tuple(files))
 
 
-def _indexed(place: Path) -> tuple[Safetensors | None, list[str]]:
+def _indexed(place: Path) -> tuple[Safetensors | None, list[str], Index | None]:
     index = read_json(place / INDEX, MAX_INDEX_BYTES)
     names = index.get("weight_map")
     if not isinstance(names, Mapping) or not names or not all(isinstance(file, str) for file in names.values()):
@@ -325,7 +337,10 @@ def _indexed(place: Path) -> tuple[Safetensors | None, list[str]]:
         raise ModelError(f"{INDEX}: weight_map names {outside[0]!r}, a file beside it is needed.")
     missing = [file for file in files if not (place / file).is_file()]
     if len(missing) == len(files):
-        return None, [f"{INDEX} names {len(files)} files and none is there: the weights cannot be compared with {CONFIG}"]
+        note = (
+            f"{INDEX} names {len(files)} files and none is there: only its total_size and its layers are compared with {CONFIG}"
+        )
+        return None, [note], Index(tuple(names), _total_size(index))
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ModelError(f"{INDEX}: names {len(files)} files, not there: {', '.join(missing[:3])}{more}.")
@@ -333,21 +348,26 @@ def _indexed(place: Path) -> tuple[Safetensors | None, list[str]]:
     lacking = [name for name in names if name not in found.tensors]
     if lacking:
         raise ModelError(f"{INDEX}: lists {lacking[0]} in {names[lacking[0]]}, no file has it ({len(lacking)} such tensors).")
+    told = _total_size(index)
+    if told is not None and told != found.bytes_total:
+        raise ModelError(
+            f"{INDEX}: metadata: total_size is {told:,}, the tensors of its {len(files)} files have {found.bytes_total:,} "
+            "bytes: files of different releases, or a file is not whole."
+        )
+    extra = [name for name in found.tensors if name not in names]
+    return found, [f"{len(extra)} tensors are in no list of {INDEX}, for instance {extra[0]}"] if extra else [], None
+
+
+def _total_size(index: Mapping[str, Any]) -> int | None:
     metadata = index.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, Mapping) else None
+    if total is None:
+        return None
     # Some writers have it as a float or as text.
-    if total is not None:
-        try:
-            told = int(float(total)) if isinstance(total, str) else int(total)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ModelError(f"{INDEX}: metadata: total_size is {total!r}, a number of bytes is needed.") from error
-        if told != found.bytes_total:
-            raise ModelError(
-                f"{INDEX}: metadata: total_size is {told:,}, the tensors of its {len(files)} files have {found.bytes_total:,} "
-                "bytes: files of different releases, or a file is not whole."
-            )
-    extra = [name for name in found.tensors if name not in names]
-    return found, [f"{len(extra)} tensors are in no list of {INDEX}, for instance {extra[0]}"] if extra else []
+    try:
+        return int(float(total)) if isinstance(total, str) else int(total)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ModelError(f"{INDEX}: metadata: total_size is {total!r}, a number of bytes is needed.") from error
 
 
 # --- weights and configuration ----------------------------------------------------------------------------------------
@@ -373,11 +393,12 @@ EMBEDDING_NAMES = (
 def compare_with(files: ModelFiles, architecture: Architecture, scheme: Scheme) -> list[str]:
     """Whether the weights that are there are those that the configuration describes.
 
-    Returns notes on what was left out of the comparison (a vision tower, layers for multi-token prediction). Raises ModelError at
-    the first contradiction, with both numbers.
+    Returns the notes of the files, and notes on what was left out of the comparison (a vision tower, layers for multi-token
+    prediction). Where an index is there without its files, its size and layers are compared; where nothing is, nothing. Raises
+    ModelError at the first contradiction, with both numbers.
     """
     if files.safetensors is None:
-        return list(files.notes)
+        return list(files.notes) + ([] if files.index is None else _compare_index(files, files.index, architecture, scheme))
     where = INDEX if len(files.safetensors.files) > 1 else files.safetensors.files[0]
     text: dict[str, StoredTensor] = {}
     layers: dict[int, dict[str, StoredTensor]] = {}
@@ -389,12 +410,7 @@ def compare_with(files: ModelFiles, architecture: Architecture, scheme: Scheme) 
         matched = LAYER.search(name)
         if VISION_NAMES.search(name):
             vision += tensor.elements
-        elif (
-            name.startswith("mtp.")
-            or ".mtp." in name
-            or ".nextn." in name
-            or (matched and count <= int(matched[1]) < count + architecture.draft_layers)
-        ):
+        elif _of_draft(name, architecture):
             draft += tensor.elements
         else:
             text[name] = tensor
@@ -413,6 +429,56 @@ def compare_with(files: ModelFiles, architecture: Architecture, scheme: Scheme) 
         return notes + _compare_bytes(files.safetensors, text, architecture, scheme, where)
     _compare_shapes(layers, architecture, where)
     return notes + _compare_elements(text, architecture, where)
+
+
+def _of_draft(name: str, architecture: Architecture) -> bool:
+    """A tensor of layers for multi-token prediction: they have a name of their own, or follow the last layer."""
+    matched, count = LAYER.search(name), len(architecture.layers)
+    return (
+        name.startswith("mtp.")
+        or ".mtp." in name
+        or ".nextn." in name
+        or (matched is not None and count <= int(matched[1]) < count + architecture.draft_layers)
+    )
+
+
+def _compare_index(files: ModelFiles, index: Index, architecture: Architecture, scheme: Scheme) -> list[str]:
+    """total_size against what the configuration describes, and the layers of the names."""
+    named = [name for name in index.names if not BUFFERS.search(name) and not VISION_NAMES.search(name)]
+    towers = any(VISION_NAMES.search(name) for name in index.names)
+    text = [name for name in named if not _of_draft(name, architecture)]
+    _compare_layers({int(found[1]): True for found in map(LAYER.search, text) if found}, len(architecture.layers), INDEX)
+    if index.bytes_total is None:
+        return [f"{INDEX}: has no total_size, which is not compared"]
+    own = DTYPE_BYTES.get(architecture.dtype, 2)
+    inner = files.config.get("text_config")
+    configs = [files.config, inner if isinstance(inner, Mapping) else {}]
+    told = any(config.get(key) for config in configs for key in ("dtype", "torch_dtype"))
+    # Whole weights of a configuration that names no type may have any.
+    widths = {own} if told or scheme.quantised else {own, 2, 4}
+    described = [size for width in sorted(widths) for size in _sizes(architecture, scheme, width)]
+    held = index.bytes_total
+    words = f"{INDEX}: metadata: total_size is {held:,} bytes, {CONFIG} with {scheme.name} describes {described[0]:,}"
+    wrong = f"{words}: the weights are of another model or release, or {CONFIG} was changed."
+    untold = len(text) < len(named) and not any(weight.part == DRAFT for weight in architecture.weights)
+    if towers or untold:
+        # What these have is described less exactly than the text model, or not at all, and it only adds.
+        if held < min(described) * (1 - INDEX_TOLERANCE):
+            raise ModelError(wrong)
+        what = "a vision or audio tower" if towers else "layers for multi-token prediction"
+        return [f"{INDEX}: has {what}, and total_size is only held against the least that the text model has"]
+    if not any(abs(held - size) <= size * INDEX_TOLERANCE for size in described):
+        raise ModelError(wrong)
+    return []
+
+
+def _sizes(architecture: Architecture, scheme: Scheme, width: int) -> list[int]:
+    """Bytes that a text model's files may have: with and without layers for multi-token prediction, and a tied head twice."""
+    parts = _text_parts(architecture)
+    text = total_bytes([weight for weight in architecture.weights if weight.part in parts], scheme, width, stored=True)
+    draft = total_bytes([weight for weight in architecture.weights if weight.part == DRAFT], scheme, width, stored=True)
+    head = sum(weight.numel * width for weight in architecture.weights if weight.part == EMBEDDING) if architecture.tied else 0
+    return sorted({text + more + again for more in (0, draft) for again in (0, head)})
 
 
 def _compare_layers(layers: Mapping[int, Any], count: int, where: str) -> None:

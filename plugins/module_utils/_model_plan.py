@@ -86,7 +86,7 @@ def make_plan(
         warnings=[*refused, *warnings],
         advice=[] if sound else advice(deployment, memory, engines),
     )
-    rows = [*memory_figures(deployment, memory, plan), *(served or {}).pop("figures", [])]
+    rows = [*memory_figures(deployment, memory, plan, data["engines"]["documents"]), *(served or {}).pop("figures", [])]
     if speculation is not None and served:
         plan["speculative"] = speculative(
             deployment.model.architecture,
@@ -339,7 +339,9 @@ def bytes_per_token(deployment: Deployment) -> int:
     return total
 
 
-def memory_figures(deployment: Deployment, memory: Memory, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+def memory_figures(
+    deployment: Deployment, memory: Memory, plan: Mapping[str, Any], documents: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """The figures of model and memory, each with its formula and where that is from."""
     architecture, settings, kept = deployment.model.architecture, deployment.settings, plan["memory"]["kv_cache"]
     read = deployment.model.path or "the operator's numbers"
@@ -368,7 +370,8 @@ def memory_figures(deployment: Deployment, memory: Memory, plan: Mapping[str, An
             fitting["largest_context_low"],
         ),
     ]
-    return rows
+    # Sources that are keys of the data file, in words.
+    return [{**row, "source": documents.get(row["source"], {}).get("title", row["source"])} for row in rows]
 
 
 def _bounds(kept: Mapping[str, Any]) -> tuple[int, int]:

@@ -55,6 +55,10 @@ ODD_FIRST, ODD_AROUND = 4, 2
 MOST_CONSIDERED = 600
 MOST_GPUS = 64  # of one replica
 SHOWN = 40
+# Rates that differ by less than this do not decide between two deployments; the time of an answer does.
+SAME_RATE = 0.05
+LONGEST_LABEL = 89
+AS_PUBLISHED = "as published"
 KV_FP8_FROM = 8.9  # compute capability
 LIMITS = ("quantisations", "kv_cache_dtypes", "gpus_per_replica", "quality_loss", "shown")
 OBJECTIVES = {
@@ -62,7 +66,7 @@ OBJECTIVES = {
     "latency": "time between two tokens, and time of a whole answer, at the workload's concurrency",
     "headroom": "share of a GPU's memory that is free beside one request of the longest length",
     "quality": "published loss by the weights' quantisation, plus that by the KV cache's type",
-    "gpus": "GPUs that the workload needs, where there is one",
+    "gpus": "GPUs that the workload needs, where there is one; for the choice: the whole host, half of it, a quarter, ...",
 }
 
 
@@ -77,7 +81,7 @@ class Quality:
     kv: str
     loss: float | None  # of weights and KV cache together
     kv_loss: float | None = None
-    measure: str = ""  # score or perplexity; empty where nothing is lost
+    measure: str = ""  # score or perplexity; empty where nothing is lost; "as published" where only that is known
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -248,7 +252,7 @@ class _Search:
         self.considered = self.do_not_fit = self.left_out = 0
         self.refused: dict[str, dict[str, Any]] = {}
         self.nearest_size: tuple[int, Deployment, Memory] | None = None
-        self.refused_example: Deployment | None = None
+        self.examples: dict[str, Deployment] = {}  # one for each refusal
         # Schemes that fit on so few GPUs, or fewer, without a pipeline.
         self.without_pipeline: set[str] = set()
 
@@ -409,7 +413,7 @@ class _Search:
         except ModelError as error:
             reason = ("not_computable", str(error))
         code, text = reason
-        self.refused_example = self.refused_example or deployment
+        self.examples.setdefault(code, deployment)
         entry = self.refused.setdefault(code, {"code": code, "count": 0, "text": text})
         entry["count"] += 1
         return None
@@ -428,7 +432,7 @@ class _Search:
             itl=_finite((served or {}).get("itl_ms")),
             e2e=_finite((served or {}).get("e2e_ms")),
             headroom=(memory.cache.bytes - needed) / memory.total.bytes,
-            quality=quality_of(deployment.scheme.name, deployment.settings.kv_cache_dtype, self.data["quality"]),
+            quality=self.quality(deployment),
             gpus=gpus_needed(served, deployment.settings) if self.work is not None else 0,
         )
         low = memory.cache.low >= needed
@@ -438,6 +442,22 @@ class _Search:
                 and sum(amount.high for amount in memory.terms.values()) + memory.cache.high <= memory.total.low
             )
         return Candidate(deployment, memory, served, point, rate, low, len(self.found))
+
+    def quality(self, deployment: Deployment) -> Quality:
+        """A quantised checkpoint whose scheme has no published loss loses nothing of what was given; its KV cache may."""
+        scheme = deployment.scheme
+        found = quality_of(scheme.name, deployment.settings.kv_cache_dtype, self.data["quality"])
+        published = scheme.name.lower() in self.data["quality"]["methods"]
+        if scheme is not self.model.scheme or not scheme.quantised or published or found.kv_loss is None:
+            return found
+        if not found.kv_loss:
+            return replace(found, loss=0.0, measure=AS_PUBLISHED)
+        cached = quality_of("none", deployment.settings.kv_cache_dtype, self.data["quality"])
+        return replace(found, loss=cached.loss, measure=cached.measure)
+
+    @property
+    def commonest(self) -> list[dict[str, Any]]:
+        return sorted(self.refused.values(), key=lambda entry: (-entry["count"], entry["code"]))
 
     # All of them.
 
@@ -568,16 +588,55 @@ def eligible(candidate: Candidate, work: Workload | None) -> bool:
     return candidate.fits_low and (work is None or candidate.meets is True)
 
 
-def preference(candidate: Candidate) -> tuple[Any, ...]:
-    """Least quality loss, then fewest GPUs for the workload, then most throughput."""
+def halvings(candidate: Candidate, count: int) -> int:
+    """How often the host can be halved and still serve the workload: 0 where it needs more than half of the GPUs."""
     needed = candidate.gpus_needed
-    tokens = candidate.memory.held.tokens(max(0, candidate.memory.cache.bytes), candidate.deployment.settings.max_model_len)
-    rate = candidate.point.throughput
-    return (
-        *_loss_key(candidate),
-        math.inf if needed is None else needed,
-        -_step(tokens * candidate.deployment.replicas if rate is None else rate),
-        candidate.order,
+    return 0 if not needed else max(0, int(math.log2(max(1, count // needed))))
+
+
+def alone(candidate: Candidate) -> float | None:
+    """Milliseconds of a whole answer where one request runs alone; None where no speed is known."""
+    points = ((candidate.served or {}).get("speed") or {}).get("points") or []
+    return _finite(min(points, key=lambda point: point["concurrency"]).get("e2e_ms")) if points else None
+
+
+def choose(candidates: Sequence[Candidate], count: int, work: Workload | None) -> Candidate | None:
+    """The one to take, None of none. What decides, in this order:
+
+    1. the least quality loss;
+    2. whether the workload needs the whole host, at most half of it, a quarter, ...: fewer GPUs than the next such share leave
+       nothing free that another replica could use;
+    3. the throughput, where it is more than 5 % below the highest of those that are left;
+    4. the shorter answer: at the workload's concurrency, or of one request alone where there is no workload, since full servers
+       run different numbers of requests;
+    5. the throughput.
+    """
+    if not candidates:
+        return None
+    first = min((*_loss_key(one), -halvings(one, count)) for one in candidates)
+    equal = [one for one in candidates if (*_loss_key(one), -halvings(one, count)) == first]
+    top = max(_rate(one) for one in equal)
+
+    def order(one: Candidate) -> tuple[float, ...]:
+        late = alone(one) if work is None else one.point.e2e
+        needed = one.gpus_needed
+        return (
+            math.inf if late is None else _step(late),
+            -_step(_rate(one)),
+            math.inf if needed is None else needed,
+            one.order,
+        )
+
+    return min((one for one in equal if _rate(one) >= top * (1 - SAME_RATE)), key=order)
+
+
+def _rate(candidate: Candidate) -> float:
+    """Throughput; tokens of KV cache on the whole host where no speed is known."""
+    rate, settings = candidate.point.throughput, candidate.deployment.settings
+    if rate is not None:
+        return rate
+    return float(
+        candidate.memory.held.tokens(max(0, candidate.memory.cache.bytes), settings.max_model_len) * candidate.deployment.replicas
     )
 
 
@@ -595,7 +654,8 @@ def search(
 
     ``settings``: what the operator decided, which stays; ``data``: the planning files by name. ``limits``: quantisations and
     kv_cache_dtypes to try in place of the usual ones, gpus_per_replica and quality_loss (percent) not to be exceeded, shown (how
-    many beside the front are listed). Raises ModelError for inputs that cannot be.
+    many beside the front are listed). Where nothing is chosen, ``reason`` says why in a sentence, and ``nearest`` is what comes
+    nearest, of which ``as_deployment`` makes a whole plan. Raises ModelError for inputs that cannot be.
     """
     work = workload if isinstance(workload, Workload) or workload is None else workload_of(workload)
     hunt = _Search(model, device, count, settings or {}, data, work, _limits(limits), corrections)
@@ -604,8 +664,9 @@ def search(
     members, better = pareto([candidate.point for candidate in found])
     able = [candidate for candidate in found if eligible(candidate, work)]
     best = [candidate for candidate in able if candidate.order in members]
-    chosen = min(best or able, key=preference, default=None)
+    chosen = choose(best or able, count, work)
     rows = {candidate.order: _row(candidate, hunt, candidate.order in members, candidate is chosen) for candidate in found}
+    _tell_apart(list(rows.values()))
     for place, row in rows.items():
         row["why"] = _why(found, place, members, better, rows)
     if chosen is not None:
@@ -631,8 +692,9 @@ def search(
         "do_not_fit": hunt.do_not_fit,
         "left_out": hunt.left_out,
         "chosen": None if chosen is None else rows[chosen.order],
+        "reason": _nothing(hunt) if chosen is None else None,
         "nearest": _nearest(hunt, rows) if chosen is None else None,
-        "refusals": sorted(hunt.refused.values(), key=lambda entry: (-entry["count"], entry["code"])),
+        "refusals": hunt.commonest,
         "objectives": dict(OBJECTIVES),
         "tolerance": TOLERANCE,
     }
@@ -670,6 +732,28 @@ def label(deployment: Deployment) -> str:
     )
     kept = "" if settings.kv_cache_dtype in ("auto", "f16") else f", KV cache {settings.kv_cache_dtype}"
     return f"{deployment.replicas} x {' '.join(words)}, {deployment.scheme.name}{kept}, {sizes}"
+
+
+def _tell_apart(rows: Sequence[dict[str, Any]]) -> None:
+    """Make the labels different: the settings that differ are added, or a number where that is too long."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["label"], []).append(row)
+    taken = set(groups)
+    for text, same in groups.items():
+        if len(text) <= LONGEST_LABEL and len(same) == 1:
+            continue
+        differ = [name for name in same[0]["settings"] if len({str(row["settings"][name]) for row in same}) > 1]
+        for turn, row in enumerate(same, 1):
+            longer = ", ".join([text, *(f"{name} {row['settings'][name]}" for name in differ)])
+            if len(longer) > LONGEST_LABEL or longer in taken:
+                number_text = f" #{turn}"
+                longer = text[: LONGEST_LABEL - len(number_text)] + number_text
+                while longer in taken:
+                    turn += 1
+                    longer = text[: LONGEST_LABEL - len(f" #{turn}")] + f" #{turn}"
+            taken.add(longer)
+            row["label"] = longer
 
 
 def settings_for(deployment: Deployment) -> dict[str, Any]:
@@ -807,33 +891,112 @@ def _reason(chosen: Candidate, able: list[Candidate], hunt: _Search) -> str:
         )
     else:
         unit = {"score": " % of a benchmark's score", "perplexity": " % more perplexity"}.get(quality.measure, "")
-        text = f"Least quality loss ({f'{quality.loss:g}{unit}' if quality.loss else 'none'}) of {among}"
+        none = "none beyond the checkpoint as published" if quality.measure == AS_PUBLISHED else "none"
+        text = f"Least quality loss ({f'{quality.loss:g}{unit}' if quality.loss else none}) of {among}"
     if work is not None and chosen.gpus_needed is not None:
-        replicas = chosen.gpus_needed // chosen.deployment.settings.gpus
+        replicas, share = chosen.gpus_needed // chosen.deployment.settings.gpus, 2 ** halvings(chosen, hunt.count)
         text += (
-            f"; of those the fewest GPUs for {work.requests_per_day:,.0f} requests a day ({chosen.gpus_needed} of {hunt.count}, "
-            f"{replicas} of the {chosen.deployment.replicas} replicas that fit)"
+            f"; of those the smallest share of the host ({'all of it' if share == 1 else f'at most 1/{share}'}) for "
+            f"{work.requests_per_day:,.0f} requests a day ({chosen.gpus_needed} of {hunt.count} GPUs, {replicas} of the "
+            f"{chosen.deployment.replicas} replicas that fit)"
         )
     if rate is None:
         return f"{text}; of those the most KV cache, its speed being unknown."
-    return f"{text}; of those the highest throughput ({rate:,.0f} {'requests a day' if work else 'tokens/s'} on the whole host)."
+    late = alone(chosen) if work is None else chosen.point.e2e
+    answer = "" if late is None else f" ({late / 1000:,.1f} s{'' if work else ' where it runs alone'})"
+    return (
+        f"{text}; of those within {SAME_RATE:.0%} of the highest throughput the shortest answer{answer}, with {rate:,.0f} "
+        f"{'requests a day' if work else 'tokens/s'} on the whole host."
+    )
+
+
+def _closest(hunt: _Search) -> Candidate:
+    """Of what fits, the nearest to what can be chosen: the best in the goal that all of them miss."""
+    work = hunt.work
+    keeping = [one for one in hunt.found if work is None or one.meets is True]
+    if keeping:
+        return min(keeping, key=lambda one: (_short(one), -_rate(one), one.order))
+    able = [one for one in hunt.found if one.fits_low] or hunt.found
+    return min(able, key=lambda one: (-(one.point.throughput or 0.0), _miss(one)[0], *_loss_key(one), one.order))
+
+
+def _miss(candidate: Candidate) -> tuple[float, str]:
+    """How many times the wanted value the best of one request alone is, of the goal that is missed most, and its name."""
+    missed = (candidate.served or {}).get("unattainable") or {}
+    ratios = [(target["best"] / target["wanted"], name) for name, target in missed.items()]
+    return max(ratios, default=(math.inf, ""))
+
+
+def _short(candidate: Candidate) -> int:
+    """Bytes that are missing on a GPU at the lower end of the memory's interval; 0 or less where none are."""
+    memory, settings = candidate.memory, candidate.deployment.settings
+    needed = memory.held.needed(settings.max_model_len)
+    if not settings.cache_bytes:
+        return needed - memory.cache.low
+    whole = sum(amount.high for amount in memory.terms.values()) + memory.cache.high
+    return max(needed - memory.cache.bytes, whole - memory.total.low)
+
+
+def _nothing(hunt: _Search) -> str:
+    """Why nothing was chosen, in one sentence."""
+    work = hunt.work
+    if not hunt.found:
+        over = hunt.refused.get("quality_loss")
+        if over is not None:
+            return f"{_deployments(over['count'], 'fits', 'fit')}, and none keeps limits.quality_loss: {over['text']}"
+        if hunt.nearest_size is not None:
+            missing, deployment, _memory = hunt.nearest_size
+            return (
+                f"Nothing fits: the nearest ({label(deployment)}) misses {gib(missing)} on each GPU for one request of "
+                f"{deployment.settings.max_model_len:,} tokens."
+            )
+        if not hunt.refused:
+            return "Nothing was looked at: no shape of the model and quantisation is left by the settings and limits."
+        entry = hunt.commonest[0]
+        begin = "Nothing can be computed" if entry["code"] == "not_computable" else "Nothing would start"
+        return f"{begin}: {entry['text']}"
+    closest = _closest(hunt)
+    keeping = [one for one in hunt.found if work is None or one.meets is True]
+    if keeping:
+        one, many = ("fits", "fit") if work is None else ("keeps the SLO and fits", "keep the SLO and fit")
+        return (
+            f"{_deployments(len(keeping), one, many)} only by the expected sizes: at the lower end of the memory "
+            f"interval the nearest misses {gib(_short(closest))} on each GPU."
+        )
+    begin, served = _deployments(len(hunt.found), "fits", "fit"), closest.served
+    if served is None:
+        return f"{begin}, and of none a speed is known that could be held against the SLO."
+    ratio, goal = _miss(closest)
+    rate = closest.point.throughput or 0.0
+    if rate > 0 and work is not None:
+        share = f"{rate:,.0f} of {work.requests_per_day:,.0f} requests a day" if rate < work.requests_per_day else "not the peak"
+        return f"{begin}, and none keeps the SLO: the nearest serves {share} within it (limited by {served.get('limited_by')})."
+    if math.isfinite(ratio):
+        target = served["unattainable"][goal]
+        return (
+            f"{begin}, and none keeps the SLO: {goal} of the nearest is {_figure(target['best'])} for one request alone, and "
+            f"{target['wanted']:g} is wanted."
+        )
+    return f"{begin}, and none keeps the SLO at any rate: the nearest is limited by {served.get('limited_by')}."
+
+
+def _deployments(number_of: int, one: str, many: str) -> str:
+    return f"1 deployment {one}" if number_of == 1 else f"{number_of} deployments {many}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _nearest(hunt: _Search, rows: Mapping[int, dict[str, Any]]) -> dict[str, Any] | None:
     """What comes nearest where nothing can be chosen, with what it lacks."""
-    work = hunt.work
     if hunt.found:
-        closest = min(
-            hunt.found,
-            key=lambda one: (
-                bool(work) and one.meets is not True,
-                not one.fits_low,
-                -(one.point.throughput or 0.0),
-                preference(one),
-            ),
-        )
-        lacks = list(_lacks(closest, work))
-        return {**rows[closest.order], "lacks": lacks, "advice": []}
+        closest = _closest(hunt)
+        return {**rows[closest.order], "lacks": list(_lacks(closest, hunt.work)), "advice": []}
+    texts = [entry["text"] for entry in hunt.commonest]
+    over = hunt.examples.get("quality_loss")
+    if over is not None:
+        return {**_bare(over), "lacks": [hunt.refused["quality_loss"]["text"]], "advice": []}
     if hunt.nearest_size is not None:
         missing, deployment, memory = hunt.nearest_size
         text = f"{gib(missing)} of memory on each GPU for one request of {deployment.settings.max_model_len:,} tokens"
@@ -843,9 +1006,8 @@ def _nearest(hunt: _Search, rows: Mapping[int, dict[str, Any]]) -> dict[str, Any
             "lacks": [text],
             "advice": advice(deployment, memory, hunt.engines),
         }
-    if hunt.refused_example is not None:
-        texts = [entry["text"] for entry in hunt.refused.values()]
-        return {**_bare(hunt.refused_example), "lacks": texts, "advice": []}
+    if hunt.commonest:
+        return {**_bare(hunt.examples[hunt.commonest[0]["code"]]), "lacks": texts, "advice": []}
     return None
 
 
@@ -867,7 +1029,7 @@ def _lacks(candidate: Candidate, work: Workload | None) -> Iterator[str]:
         rate = served.get("requests_per_day_at_slo") or 0.0
         limit = f"limited by {served.get('limited_by')}"
         for name, target in (served.get("unattainable") or {}).items():
-            yield f"{name}: {target['wanted']:g} is wanted, and {target['best']:.0f} is the best of one request alone"
+            yield f"{name}: {target['wanted']:g} is wanted, and {_figure(target['best'])} is the best of one request alone"
         if rate <= 0 and not served.get("unattainable"):
             yield f"a rate at which the SLO is kept: there is none ({limit})"
         elif 0 < rate < work.requests_per_day:
@@ -878,6 +1040,5 @@ def _lacks(candidate: Candidate, work: Workload | None) -> Iterator[str]:
         elif rate > 0:
             yield f"the SLO at the peak of the workload ({limit})"
     if not candidate.fits_low:
-        short = candidate.memory.held.needed(settings.max_model_len) - candidate.memory.cache.low
         length = f"one request of {settings.max_model_len:,} tokens"
-        yield f"memory: at the lower end of the interval {gib(short)} are missing on each GPU for {length}"
+        yield f"memory: at the lower end of the interval {gib(_short(candidate))} are missing on each GPU for {length}"

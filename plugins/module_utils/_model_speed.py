@@ -40,11 +40,14 @@ DAY = 86400
 # Requests that wait longer than all but one in twenty: the share that p95 leaves out, and its distance from the mean of a normal
 # distribution in standard deviations.
 TAIL, NORMAL_P95 = 0.05, 1.6449
+# How far the shares of a histogram may be from 1.
+SHARES_TOLERANCE = 0.01
 # Fields of the workload's mapping.
 WORKLOAD = ("requests_per_day", "peak_factor", "prompt_tokens", "answer_tokens", "slo", "prefix_hit_ratio")
 # What a plan without a workload is told for, in tokens.
 REFERENCE_PROMPT, REFERENCE_ANSWER = 1024, 256
 MOST_DRAFT_TOKENS = 8
+GIVEN_WORKLOAD = "the workload that was given"
 
 Limit = Callable[[int], float]
 
@@ -163,8 +166,8 @@ def _histogram(where: str, value: Sequence[Any]) -> tuple[float, float]:
             raise ModelError(f"{where}[{number}]: found {shown(pair)}; wanted a pair of [tokens, share]")
         pairs.append((quantity(f"{where}[{number}][0]", pair[0], 1), quantity(f"{where}[{number}][1]", pair[1], 0)))
     total = sum(share for _length, share in pairs)
-    if total <= 0:
-        raise ModelError(f"{where}: the shares add up to {total:g}; wanted more than 0")
+    if abs(total - 1) > SHARES_TOLERANCE:
+        raise ModelError(f"{where}: the shares add up to {total:g}; wanted 1, as every request has some length")
     mean = sum(length * share for length, share in pairs) / total
     seen, p95 = 0.0, max(length for length, _share in pairs)
     for length, share in sorted(pairs):
@@ -445,6 +448,11 @@ def _setting(data: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
     return dict(found)
 
 
+def title_of(data: Mapping[str, Any], source: Any) -> str:
+    """The title of a document of the data file, as a reader of a figure wants it."""
+    return str(data.get("documents", {}).get(source, {}).get("title") or source)
+
+
 def value_of(data: Mapping[str, Any], *path: str) -> float:
     """The value of a figure of the data file."""
     return float(_setting(data, *path)["value"])
@@ -561,7 +569,7 @@ def profile(
         bounds=(float(error["low"]), float(error["high"])),
         prefill_bounds=(float(prefill_error["low"]), float(prefill_error["high"])),
         rate_name=name,
-        source=str(error["source"]),
+        source=title_of(data, error["source"]),
         decode_factor=float((factors or {}).get("step_seconds", 1.0)),
         prefill_factor=float((factors or {}).get("prefill_seconds", 1.0)),
     )
@@ -1000,8 +1008,20 @@ def service(
         found.update(overloaded=True, meets_slo=False, limited_by="memory")
         return found
     found.update(_served(counted, workload, slots, limited, replicas, value_of(data, "queue", "utilisation_limit")))
+    if _too_long(settings, workload):
+        # An engine refuses what is longer, however fast it would be.
+        found.update(dict.fromkeys(REFUSED, 0.0), meets_slo=False, limited_by="max_model_len", replicas_needed=None)
+        for point in shown_speed.get("points") or ():
+            point["meets_slo"] = False
     found["figures"] += _service_figures(found, workload, counted, value_of(data, "queue", "utilisation_limit"))
     return found
+
+
+# What is nothing where the mean request is refused.
+REFUSED = (
+    *("requests_per_second", "tokens_per_second", "requests_per_second_at_slo", "requests_per_day_at_slo", "concurrency_at_slo"),
+    "requests_per_day_at_capacity",
+)
 
 
 # What a service says; null where it cannot be told.
@@ -1064,7 +1084,7 @@ def _service_figures(found: Mapping[str, Any], workload: Workload, counted: Prof
     low, high = counted.bounds
     source = counted.source
     return [
-        row("peak rate", workload.peak_rate, "requests/s", "requests a day / 86400 x peak factor", "workload"),
+        row("peak rate", workload.peak_rate, "requests/s", "requests a day / 86400 x peak factor", GIVEN_WORKLOAD),
         row("requests at once at the peak", found["concurrency"], "requests", "n with n / (answer x interval(n)) = rate", source),
         row(
             "inter-token latency, mean",
@@ -1106,11 +1126,39 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _too_long(settings: Settings, workload: Workload) -> bool:
+    return bool(settings.max_model_len) and workload.prompt_mean + workload.answer_mean > settings.max_model_len
+
+
+def share_beyond(workload: Workload, length: float) -> float:
+    """The share of requests whose prompt and answer together are longer, from 0 to 1.
+
+    Both lengths are log-normal and independent; their sum is taken as log-normal with its own mean and variance.
+    """
+    pairs = ((workload.prompt_mean, workload.prompt_p95), (workload.answer_mean, workload.answer_p95))
+    mean = sum(one for one, _p95 in pairs)
+    variance = sum(one**2 * math.expm1(log_normal_sigma(one, p95) ** 2) for one, p95 in pairs)
+    sigma = math.sqrt(math.log1p(variance / mean**2))
+    if sigma <= 0:
+        return float(mean > length)
+    return math.erfc((math.log(length / mean) + sigma**2 / 2) / (sigma * math.sqrt(2))) / 2
+
+
 def _warnings(settings: Settings, workload: Workload) -> list[dict[str, str]]:
     found = []
-    longest = workload.prompt_p95 + workload.answer_p95
-    if settings.max_model_len and longest > settings.max_model_len:
-        text = f"Requests of {longest:g} tokens (95th percentiles) are longer than max_model_len {settings.max_model_len}."
+    longest, mean_length = workload.prompt_p95 + workload.answer_p95, workload.prompt_mean + workload.answer_mean
+    if _too_long(settings, workload):
+        text = (
+            f"The mean request has {mean_length:g} tokens, more than max_model_len {settings.max_model_len}: it is refused, and "
+            "nothing counts as served."
+        )
+        found.append({"code": "longer_than_max_model_len", "text": text})
+    elif settings.max_model_len and longest > settings.max_model_len:
+        share = share_beyond(workload, settings.max_model_len)
+        text = (
+            f"Requests of {longest:g} tokens (95th percentiles) are longer than max_model_len {settings.max_model_len}: about "
+            f"{share:.1%} of all are refused or cut short, by log-normal lengths."
+        )
         found.append({"code": "requests_too_long", "text": text})
     for name, mean, p95 in (
         ("prompt_tokens", workload.prompt_mean, workload.prompt_p95),
@@ -1207,7 +1255,7 @@ def speculative(
     every = [_break_even(ratio(running, number), number) for number in range(1, MOST_DRAFT_TOKENS + 1)]
     lowest = min((found for found in every if found is not None), default=None)
     even = _break_even(ratio(running, tokens), tokens)
-    source = str(_setting(data, "speculative", "expected_tokens")["source"])
+    source = title_of(data, _setting(data, "speculative", "expected_tokens")["source"])
     found: dict[str, Any] = {
         "method": method,
         "concurrency": running * settings.data_parallel,

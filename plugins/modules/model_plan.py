@@ -61,15 +61,18 @@ options:
   workload:
     description: >-
       C(requests_per_day), C(peak_factor) (peak rate over mean rate), C(prompt_tokens) and C(answer_tokens) (a number, C(mean)
-      and C(p95), or a list of tokens and shares), C(slo) with C(ttft_ms), C(itl_ms), C(e2e_ms), and C(prefix_hit_ratio).
+      and C(p95), or a list of tokens and shares that sum to 1), C(slo) with C(ttft_ms), C(itl_ms), C(e2e_ms), and
+      C(prefix_hit_ratio).
     type: dict
   speculation:
-    description: Speculative decoding to be looked at, with C(draft_tokens), C(acceptance) and C(draft) or C(relative_cost).
+    description: >-
+      Speculative decoding to be looked at, with C(acceptance) (the probability that a drafted token is taken), C(draft_tokens)
+      (the best number where not given), and C(method) (V(draft_model) with C(draft), a model, or C(relative_cost); V(mtp); V(ngram)).
     type: dict
   cost:
     description: >-
-      Inputs of the cost of ownership, such as C(years), C(gpu_price), C(server_price), C(electricity_price_per_kwh), C(pue).
-      What is not given is an example of the data file, and is marked so. An empty mapping asks for all examples.
+      Inputs of the cost of ownership, such as C(years), C(gpu_price), C(server_price), C(electricity_price_per_kwh), C(pue). What
+      is not given is an example of the data file, and is marked so; where there is none (most prices), it must be given.
     type: dict
   search:
     description: >-

@@ -46,6 +46,7 @@ PLANNED_AS = {"tensorrt_llm": "vllm", "sglang": "vllm", "gpt_fast": "vllm"}
 LONGEST = 32768
 # Where every request is there at once: what an engine keeps beside weights and KV cache, and the KV cache's share of the rest.
 BESIDE_BYTES, CACHE_SHARE = 3_000_000_000, 0.9
+CPU_MEMORY = 2**38
 
 
 @cache
@@ -82,6 +83,15 @@ def model(name: str) -> tuple[Architecture, Mapping[str, Any] | None]:
     return architecture_of(config, name), stored
 
 
+def device(given: Any) -> Device:
+    """What a row ran on. How much memory the host of a CPU has does not matter to its speed, and must be given."""
+    product = given["product"] if isinstance(given, Mapping) else given
+    if product in planning_data()["gpus"]["cpus"]:
+        asked = given if isinstance(given, Mapping) else {"product": product}
+        return hardware({"memory_bytes": CPU_MEMORY, **asked})[0]
+    return hardware(given)[0]
+
+
 def planned(row: Mapping[str, Any]) -> tuple[Architecture, Scheme, Device, Settings]:
     """The deployment of a row."""
     architecture, stored = model(row["model"])
@@ -91,7 +101,7 @@ def planned(row: Mapping[str, Any]) -> tuple[Architecture, Scheme, Device, Setti
     settings = Settings(engine=engine, dtype=architecture.dtype, max_model_len=LONGEST, **row.get("settings", {}))
     if settings.gpus != row["count"]:
         raise ValueError(f"{row['id']}: count: found {row['count']}; its settings take {settings.gpus} GPUs")
-    return architecture, scheme.fitted(architecture), hardware(row["gpu"])[0], settings
+    return architecture, scheme.fitted(architecture), device(row["gpu"]), settings
 
 
 def decode(row: Mapping[str, Any]) -> float:
@@ -121,8 +131,8 @@ def clients(row: Mapping[str, Any]) -> float:
 
 def most(row: Mapping[str, Any]) -> float:
     """Tokens/s with every request there at once: as many run as memory and the engine take."""
-    architecture, scheme, device, settings = deployment = planned(row)
-    room = (device.memory - sum(weights(architecture, scheme, settings).values()) - BESIDE_BYTES) * CACHE_SHARE
+    architecture, scheme, gpu, settings = deployment = planned(row)
+    room = (gpu.memory - sum(weights(architecture, scheme, settings).values()) - BESIDE_BYTES) * CACHE_SHARE
     # A request that runs has half of its answer, on average.
     held = cache_of(architecture, settings).concurrency(int(room), row["prompt"] + row["answer"] // 2)
     limit = min(held, row["requests"] / settings.data_parallel)

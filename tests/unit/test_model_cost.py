@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from ansible_collections.onprem.llm.plugins.module_utils._model_architecture imp
 from ansible_collections.onprem.llm.plugins.module_utils._model_cost import BOUNDS, annuity, cost_of
 from ansible_collections.onprem.llm.plugins.module_utils._model_memory import Device
 from ansible_collections.onprem.llm.plugins.module_utils._model_speed import Workload
+from ansible_collections.onprem.llm.plugins.plugin_utils._planning_data import planning_data
 from hypothesis import given
 from hypothesis import strategies as st
 
 DATA = yaml.safe_load((Path(__file__).parents[2] / "plugins" / "plugin_utils" / "planning_speed.yml").read_text(encoding="utf-8"))
 GPU = Device(product="a100", name="A100", kind="gpu", memory=85 * 10**9, power_watts=400.0, sources={"power": "datasheet"})
+H100 = replace(GPU, product="h100_sxm5_80gb", name="NVIDIA H100 80GB HBM3", power_watts=700.0)
+L4 = replace(GPU, product="l4", name="NVIDIA L4", power_watts=72.0)
 CPU = Device(product="epyc", name="EPYC", kind="cpu", memory=0, power_watts=360.0)
 LOAD = Workload(100_000, 2, 600, 1500, 200, 480)
 SERVED = {"utilisation": 0.8, "requests_per_day_at_capacity": 125_000.0}
@@ -121,7 +125,7 @@ def test_interest_makes_hardware_dearer_and_a_residual_value_cheaper() -> None:
 
 
 def test_every_assumption_is_listed_with_unit_source_and_whether_it_was_given() -> None:
-    found = cost_of({"electricity_price_per_kwh": "0.3", "currency": "CHF"}, GPU, 8, LOAD, SERVED, DATA)
+    found = cost_of({"electricity_price_per_kwh": "0.3", "currency": "CHF"}, H100, 8, LOAD, SERVED, DATA)
     listed = {entry["name"]: entry for entry in found["assumptions"]}
     assert set(listed) == set(DATA["cost"]["inputs"]) == set(BOUNDS)
     assert listed["electricity_price_per_kwh"] == {
@@ -132,7 +136,9 @@ def test_every_assumption_is_listed_with_unit_source_and_whether_it_was_given() 
         "given": True,
     }
     assert listed["pue"]["given"] is False and listed["pue"]["source"].startswith("example of the collection: Uptime")
-    assert listed["gpu_power_watts"]["value"] == 400 and listed["gpu_power_watts"]["source"] == "datasheet"
+    assert listed["gpu_price"]["value"] == 30_000 and listed["gpu_price"]["unit"] == "USD"
+    assert listed["gpu_price"]["source"].startswith("example of the collection, in USD and not converted: USD in mid 2026")
+    assert listed["gpu_power_watts"]["value"] == 700 and listed["gpu_power_watts"]["source"] == "datasheet"
     assert all(entry["unit"] and entry["source"] for entry in listed.values())
     assert found["currency"] == "CHF"
     assert all(figure["formula"] and figure["unit"] for figure in found["figures"])
@@ -141,7 +147,74 @@ def test_every_assumption_is_listed_with_unit_source_and_whether_it_was_given() 
 def test_every_example_is_within_its_bounds() -> None:
     for name, example in DATA["cost"]["inputs"].items():
         low, high = BOUNDS[name]
-        assert low <= example["value"] <= high, name
+        assert name == "gpu_price" or low <= example["value"] <= high, name
+        # Money of an example has a currency.
+        assert name == "gpu_price" or ("currency" in example["unit"]) is ("currency" in example), name
+    products = planning_data()["gpus"]["visible"]
+    for product, price in DATA["cost"]["prices"].items():
+        assert product in products and price["currency"] and 0 < price["low"] <= price["value"] <= price["high"], product
+    assert set(DATA["cost"]["full_servers"]) <= set(products)
+
+
+def test_there_is_no_example_price_for_a_product_that_it_is_not_of() -> None:
+    message = r"^cost\.gpu_price: there is no example price of a NVIDIA L4; give one \(and server_price\)$"
+    with pytest.raises(ModelError, match=message):
+        cost_of({}, L4, 1, LOAD, SERVED, DATA)
+    with pytest.raises(
+        ModelError, match=r"^cost\.server_price: there is no example price of a server for a NVIDIA L4; give one$"
+    ):
+        cost_of({"gpu_price": 2500}, L4, 1, LOAD, SERVED, DATA)
+    with pytest.raises(ModelError, match=r"^cost\.server_price: .* for an EPYC; give one$"):
+        cost_of({}, CPU, 2, LOAD, SERVED, DATA)
+    # The server of an A100 has an example, its GPU has none.
+    with pytest.raises(ModelError, match=r"of a NVIDIA A100-SXM4-80GB; give one$"):
+        cost_of({}, replace(GPU, product="a100_sxm4_80gb", name="NVIDIA A100-SXM4-80GB"), 8, LOAD, SERVED, DATA)
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "given_too", "watts"),
+    [
+        (H100, 8, {}, 2300),
+        (H100, 16, {}, 2300),
+        (H100, 4, {}, 400),
+        (H100, 8, {"gpus_per_server": 4}, 400),
+        (L4, 1, {}, 100),
+        (L4, 10, {}, 800),
+        (CPU, 2, {}, 200),
+        (L4, 1, {"server_power_watts": 250}, 250),
+    ],
+)
+def test_a_server_s_power_is_that_of_its_kind(device: Device, count: int, given_too: dict[str, Any], watts: float) -> None:
+    found = cost_of({"gpu_price": 1, "server_price": 1, **given_too}, device, count, LOAD, SERVED, DATA)
+    power = next(entry for entry in found["assumptions"] if entry["name"] == "server_power_watts")
+    assert power["value"] == watts
+    assert watts not in (100, 400, 800) or "100 W for each of" in power["source"]
+
+
+def test_example_prices_are_told_with_their_currency() -> None:
+    found = cost_of({}, H100, 8, LOAD, SERVED, DATA)
+    assert found["prices_are_examples"] is True and found["currency"] == "as given"
+    units = {entry["name"]: entry["unit"] for entry in found["assumptions"]}
+    assert units["server_price"] == "USD" and units["electricity_price_per_kwh"] == "EUR/kWh"
+    assert units["api_price_input"] == "USD per million tokens"
+    assert cost()["prices_are_examples"] is False
+    # A socket has no price that could be an example.
+    prices = {name: ROUND[name] for name in ("server_price", "electricity_price_per_kwh", "api_price_input", "api_price_output")}
+    assert cost_of(prices, CPU, 2, LOAD, SERVED, DATA)["prices_are_examples"] is False
+
+
+def test_the_summary_has_what_is_known() -> None:
+    found = cost()
+    assert found["summary"] == [
+        {"name": "cost per million tokens", "value": found["cost_per_million_tokens"], "unit": "EUR"},
+        {"name": "cost per year", "value": found["cost_per_year"], "unit": "EUR"},
+        {"name": "energy per year", "value": found["energy_kwh_per_year"], "unit": "kWh"},
+        {"name": "break-even", "value": found["break_even_requests_per_day"], "unit": "requests/day"},
+    ]
+    nothing = cost(served={"utilisation": None, "requests_per_day_at_capacity": 0.0}, api_price_input=0, api_price_output=0)
+    assert [entry["name"] for entry in nothing["summary"]] == ["cost per year", "energy per year"]
+    names = [figure["name"] for figure in found["figures"]]
+    assert len(set(names)) == len(names) and "break-even time" in names
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.onprem.llm.plugins.module_utils import _model_files as library
-from ansible_collections.onprem.llm.plugins.module_utils._model_architecture import Architecture, ModelError, Weight
+from ansible_collections.onprem.llm.plugins.module_utils._model_architecture import DRAFT, Architecture, ModelError, Weight
 from ansible_collections.onprem.llm.plugins.module_utils._model_files import (
     ModelFiles,
     StoredTensor,
@@ -524,6 +524,87 @@ def quantised(model: Model, group: int = 32) -> None:
         else:
             tensors[name] = (dtype, shape)
     model.tensors = tensors
+
+
+def index_alone(model: Model, **metadata: Any) -> ModelFiles:
+    """The model with its index and none of the files that it names."""
+    index = model.shards()
+    index["metadata"].update(metadata)
+    model.reindex(index)
+    for path in model.path.glob("*.safetensors"):
+        path.unlink()
+    return read_model(model.path)
+
+
+def test_an_index_without_its_files_is_compared(model: Model) -> None:
+    files = index_alone(model)
+    assert files.index and files.index.bytes_total == 304_000 and len(files.index.names) == len(model.tensors)
+    (note,) = compared(files)
+    assert "none is there: only its total_size and its layers are compared" in note
+    with pytest.raises(ModelError, match=r"total_size is 304,000 bytes, config.json with none describes 451,456: the weights"):
+        compared(files, intermediate_size=256)
+    with pytest.raises(
+        ModelError, match=r"index.json: has tensors of 3 layers, config.json describes 4: there is none of layer 3"
+    ):
+        compared(files, num_hidden_layers=4)
+    with pytest.raises(ModelError, match=r"index.json: has tensors of layer 2, config.json describes 2 layers"):
+        compared(files, num_hidden_layers=2)
+    # A tied head may be there twice.
+    assert len(compared(files, tie_word_embeddings=True)) == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "fits"), [(304_000 * 103 // 100, True), (304_000 * 104 // 100, False), (294_900, True), (5, False)]
+)
+def test_an_index_s_size_may_be_three_in_a_hundred_off(model: Model, size: int, fits: bool) -> None:
+    files = index_alone(model, total_size=size)
+    if fits:
+        assert len(compared(files)) == 1
+    else:
+        with pytest.raises(ModelError, match=rf"total_size is {size:,} bytes, config.json with none describes 304,000"):
+            compared(files)
+
+
+def test_an_index_of_another_type_is_told_where_the_configuration_names_one(model: Model) -> None:
+    files = index_alone(model, total_size=2 * 304_000)
+    with pytest.raises(ModelError, match=r"total_size is 608,000 bytes"):
+        compared(files)
+    found = described(dict(files.config))
+    unnamed = {name: value for name, value in files.config.items() if name != "torch_dtype"}
+    assert len(compare_with(replace(files, config=unnamed), found, scheme_of(None, "bfloat16"))) == 1
+
+
+def test_an_index_without_files_may_have_draft_layers_towers_and_no_size(model: Model) -> None:
+    layer = [name for name in model.tensors if ".layers.2." in name]
+    model.tensors.update({name.replace(".layers.2.", ".layers.3."): model.tensors[name] for name in layer})
+    names = tuple(name for name in model.tensors if ".layers.3." not in name)
+    files = index_alone(model)
+    found = described(dict(files.config))
+    extra = sum(2 * elements(model.tensors[name][1]) for name in layer)
+    draft = replace(found, draft_layers=1, weights=(*found.weights, Weight("mtp", DRAFT, extra // 2, 1, (3,))))
+    scheme = scheme_of(None, "bfloat16")
+    assert files.index and len(compare_with(files, draft, scheme)) == 1
+    assert len(compare_with(replace(files, index=library.Index(files.index.names, 304_000)), draft, scheme)) == 1
+    with pytest.raises(ModelError, match=r"has tensors of layer 3"):
+        compare_with(files, found, scheme)
+    # Such layers of which the configuration says nothing only add.
+    (_note, more) = compare_with(replace(files, index=library.Index((*names, "mtp.fc.weight"), 400_000)), found, scheme)
+    assert "layers for multi-token prediction" in more
+    tower = library.Index((*model.tensors, "vision_tower.layers.9.fc1.weight"), 400_000)
+    assert "a vision or audio tower" in compare_with(replace(files, index=tower), draft, scheme)[-1]
+    with pytest.raises(ModelError, match=r"total_size is 200,000 bytes"):
+        compare_with(replace(files, index=replace(tower, bytes_total=200_000)), draft, scheme)
+    assert "has no total_size" in compare_with(replace(files, index=library.Index(tuple(model.tensors), None)), draft, scheme)[-1]
+
+
+def test_a_quantised_index_without_its_files_is_compared_in_bytes(model: Model) -> None:
+    quantised(model)
+    files = index_alone(model)
+    assert len(compared(files)) == 1
+    with pytest.raises(ModelError, match=r"config.json with awq describes"):
+        compared(files, intermediate_size=256)
+    with pytest.raises(ModelError, match=r"total_size is 'many', a number of bytes is needed"):
+        index_alone(model, total_size="many")
 
 
 def test_a_quantised_checkpoint_has_the_bytes_that_its_scheme_says(model: Model) -> None:

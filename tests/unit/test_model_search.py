@@ -21,6 +21,7 @@ from ansible_collections.onprem.llm.plugins.module_utils._model_quantisation imp
 from ansible_collections.onprem.llm.plugins.module_utils._model_search import (
     Point,
     Quality,
+    _tell_apart,
     as_deployment,
     dominates,
     pareto,
@@ -230,10 +231,107 @@ def test_the_choice_is_least_loss_then_fewest_gpus_and_says_why() -> None:
     assert sum(one["chosen"] for one in result["deployments"]) == 1
 
 
+def test_one_gpu_left_over_is_no_reason_for_a_pipeline() -> None:
+    """A host's eighth GPU serves nothing else: the shorter answer decides, and then the rate."""
+    work = {
+        "requests_per_day": 100000,
+        "peak_factor": 3,
+        "prompt_tokens": {"mean": 500},
+        "answer_tokens": {"mean": 150},
+        "slo": {"ttft_ms": 1000},
+    }
+    listed = everything("qwen3-235b-a22b", "8xH100-SXM5-80GB", work)
+    (chosen,) = (one for one in listed if one["chosen"])
+    staged = [
+        one for one in listed if one["settings"]["pipeline_parallel"] == 7 and one["quality_loss"] == chosen["quality_loss"]
+    ]
+    assert staged and all(one["meets_slo"] for one in staged)
+    assert (chosen["settings"]["pipeline_parallel"], chosen["gpus_needed"]) == (1, 8)
+    assert chosen["e2e_ms"] < min(one["e2e_ms"] for one in staged) / 3
+    assert "smallest share of the host (all of it)" in chosen["why"]
+    assert "within 5% of the highest throughput the shortest answer" in chosen["why"]
+
+    alone = everything("llama-3.1-405b", "8xA100-SXM4-80GB")
+    (chosen,) = (one for one in alone if one["chosen"])
+    assert chosen["settings"]["tensor_parallel"] == 8
+    rival = max(
+        (one for one in alone if one["quality_loss"] == chosen["quality_loss"] and not one["fits_narrowly"]),
+        key=lambda one: one["tokens_per_second"],
+    )
+    # The rival is faster by less than 5 % where it is full, and slower for one request.
+    assert rival["settings"]["pipeline_parallel"] == 7
+    assert 1 < rival["tokens_per_second"] / chosen["tokens_per_second"] < 1.05
+
+
+@pytest.mark.parametrize(
+    ("needs", "wanted"),
+    # GPUs that TP 1, 2, 4 and 8 need of 8: what leaves half of the host free comes first, what leaves less does not.
+    [({1: 7, 2: 8, 4: 8, 8: 8}, 8), ({1: 5, 2: 4, 4: 8, 8: 8}, 2), ({1: 3, 2: 4, 4: 4, 8: 8}, 4), ({1: 1, 2: 2, 4: 4, 8: 8}, 1)],
+)
+def test_fewer_gpus_count_where_they_leave_a_share_of_the_host(
+    monkeypatch: pytest.MonkeyPatch, needs: dict[int, int], wanted: int
+) -> None:
+    def service(deployment: Any, *_rest: Any) -> dict[str, Any]:
+        gpus = deployment.settings.gpus
+        return {**served(deployment, 1e6), "replicas_needed": needs.get(gpus, 8) // gpus, "e2e_ms": 1000.0 / gpus}
+
+    monkeypatch.setattr(planning, "_service", service)
+    device, count = hardware("8xA100-SXM4-80GB")
+    given = {"pipeline_parallel": 1}
+    result = search(model("llama-2-13b"), device, count, given, DATA, WORK, {"quantisations": ["none"]})
+    assert result["chosen"]["gpus"] == wanted
+
+
+def test_a_rate_that_is_much_higher_comes_before_a_shorter_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(factor: float) -> int:
+        def service(deployment: Any, *_rest: Any) -> dict[str, Any]:
+            gpus = deployment.settings.gpus
+            return {**served(deployment, 1e6 if gpus > 1 else factor * 1e6), "replicas_needed": 8 // gpus, "e2e_ms": 9e3 / gpus}
+
+        monkeypatch.setattr(planning, "_service", service)
+        device, count = hardware("8xA100-SXM4-80GB")
+        return int(search(model("llama-2-13b"), device, count, {"pipeline_parallel": 1}, DATA, WORK)["chosen"]["gpus"])
+
+    assert chosen(1.04) == 8
+    assert chosen(1.07) == 1
+
+
+@pytest.mark.parametrize(("name", "gpus"), [("gpt-oss-120b", "4xH100-SXM5-80GB"), ("deepseek-v3", "16xH200-SXM5-141GB")])
+def test_a_checkpoint_as_published_loses_nothing_of_what_was_given(name: str, gpus: str) -> None:
+    listed = everything(name, gpus, max_model_len=8192)
+    plain = [one for one in listed if one["settings"]["kv_cache_dtype"] == "auto"]
+    cached = [one for one in listed if one["settings"]["kv_cache_dtype"] == "fp8"]
+    assert {(one["quality_loss"], one["quality_measure"]) for one in plain} == {(0, "as published")}
+    assert {(one["quality_loss"], one["quality_measure"]) for one in cached} == {(0.2, "score")}
+    (chosen,) = (one for one in listed if one["chosen"])
+    assert "none beyond the checkpoint as published" in chosen["why"]
+    # What was published of a scheme stays.
+    awq = found("qwen2.5-72b-instruct-awq", "2xA100-SXM4-80GB", max_model_len=8192)["chosen"]
+    assert awq["quality_loss"] == DATA["quality"]["methods"]["awq"]["value"] > 0
+
+
+def test_labels_tell_deployments_apart() -> None:
+    result = found(
+        "llama-3.1-8b", "2xRTX-4090", None, {"kv_cache_dtypes": ["f16", "auto"]}, engine="llama_cpp", max_model_len=8192
+    )
+    labels = [one["label"] for one in result["deployments"]]
+    assert len(set(labels)) == len(labels) and any("kv_cache_dtype auto" in text for text in labels)
+    assert max(map(len, labels)) < 90
+    assert sum(one["label"] == result["chosen"]["label"] for one in result["deployments"]) == 1
+
+    rows = [{"label": "a" * 120, "settings": {"x": number}} for number in range(12)]
+    _tell_apart(rows)
+    assert len({str(row["label"]) for row in rows}) == 12
+    assert max(len(str(row["label"])) for row in rows) < 90
+
+
 def test_a_limit_on_quality_and_on_quantisations_is_kept() -> None:
     limited = found("llama-2-13b", "2xA100-SXM4-80GB", None, {"quality_loss": 0.5, "shown": 1000})
     assert {one["quantisation"] for one in limited["deployments"]} == {"none", "fp8"}
     assert limited["refused"] > 0
+    none = found("llama-2-13b", "1xA100-SXM4-80GB", None, {"quality_loss": 0.5, "quantisations": ["w4a16"]})
+    assert "and none keeps limits.quality_loss: w4a16" in none["reason"]
+    assert none["nearest"]["quantisation"] == "w4a16"
     only = found("llama-2-13b", "2xA100-SXM4-80GB", None, {"quantisations": ["w4a16"], "gpus_per_replica": 1})
     assert {(one["quantisation"], one["gpus"], one["other_checkpoint"]) for one in only["deployments"]} == {("w4a16", 1, True)}
 
@@ -282,6 +380,7 @@ def test_a_gpu_without_bfloat16_gets_float16_unless_it_was_given() -> None:
     assert "none" in {one["quantisation"] for one in listed}
     refused = found("llama-3.1-8b", "4xT4", max_model_len=4096, dtype="bfloat16")
     assert refused["chosen"] is None
+    assert refused["reason"].startswith("Nothing would start: ") and "give dtype float16" in refused["reason"]
     assert refused["refused"] == refused["considered"] > 0
     assert "float16" in refused["nearest"]["lacks"][0]
 
@@ -346,6 +445,14 @@ def test_where_nothing_fits_the_nearest_says_what_is_missing() -> None:
     assert nearest["missing_bytes"] > 2**30
     assert "GiB of memory on each GPU" in nearest["lacks"][0]
     assert any("tensor_parallel" in tip["change"] for tip in nearest["advice"])
+    assert result["reason"].startswith("Nothing fits: the nearest (")
+    assert f"misses {nearest['missing_bytes'] / 2**30:.2f} GiB on each GPU" in result["reason"]
+    assert whole_plan(nearest, "llama-3.1-405b", "2xA100-SXM4-80GB", {"max_model_len": 8192})["missing_bytes"] > 2**30
+
+
+def whole_plan(entry: dict[str, Any], name: str, gpus: str, settings: dict[str, Any]) -> dict[str, Any]:
+    device, count = hardware(gpus)
+    return planning.make_plan(as_deployment(entry, model(name), device, count, settings, ENGINES), DATA, workload_of(WORK))
 
 
 def test_an_slo_that_nothing_keeps_is_said_with_the_best_there_is() -> None:
@@ -353,7 +460,17 @@ def test_an_slo_that_nothing_keeps_is_said_with_the_best_there_is() -> None:
     assert result["chosen"] is None
     assert result["deployments"]
     assert all(one["verdict"] == "FAIL" and one["meets_slo"] is False for one in result["deployments"])
-    assert any("itl" in text and "1 is wanted" in text for text in result["nearest"]["lacks"])
+    nearest = result["nearest"]
+    assert any("itl" in text and "1 is wanted" in text for text in nearest["lacks"])
+    assert "deployments fit, and none keeps the SLO: itl_ms of the nearest is " in result["reason"]
+    assert "1 is wanted" in result["reason"]
+    # The fastest for one request alone comes nearest, and a whole plan is made of it.
+    assert nearest["settings"]["tensor_parallel"] == 8 and nearest["quantisation"] == "w4a16"
+    plan = whole_plan(nearest, "llama-3.1-70b", "8xA100-SXM4-80GB", {"max_model_len": 8192})
+    assert plan["fits"] and plan["service"]["meets_slo"] is not None
+
+    first = found("llama-3.1-70b", "8xA100-SXM4-80GB", {**WORK, "slo": {"ttft_ms": 5}}, max_model_len=8192)
+    assert "ttft_ms of the nearest is" in first["reason"] and "5 is wanted" in first["reason"]
 
 
 def test_too_many_requests_are_said_with_the_gpus_that_would_do() -> None:
@@ -363,6 +480,7 @@ def test_too_many_requests_are_said_with_the_gpus_that_would_do() -> None:
     assert nearest["requests_per_day_at_slo"] == max(one["requests_per_day_at_slo"] for one in result["deployments"])
     assert f"{nearest['gpus_needed']} GPUs would do" in nearest["lacks"][0]
     assert nearest["gpus_needed"] > 1
+    assert f"serves {nearest['requests_per_day_at_slo']:,.0f} of 5,000,000 requests a day" in result["reason"]
 
 
 def test_what_fits_only_by_the_expected_sizes_is_not_chosen() -> None:
@@ -378,12 +496,15 @@ def test_what_fits_only_by_the_expected_sizes_is_not_chosen() -> None:
     assert one["fits_narrowly"] and one["verdict"] == "WARN"
     assert result["chosen"] is None
     assert "at the lower end of the interval" in result["nearest"]["lacks"][0]
+    assert result["reason"].startswith("1 deployment fits only by the expected sizes")
+    assert roomy["reason"] is None
 
 
 def test_without_rates_of_the_gpu_no_slo_is_promised() -> None:
     result = found("llama-3.1-8b", "2xA10G", WORK, max_model_len=8192)
     assert result["chosen"] is None
     assert "speed" in result["nearest"]["lacks"][0]
+    assert "of none a speed is known" in result["reason"]
     alone = found("llama-3.1-8b", "2xA10G", max_model_len=8192)
     assert alone["chosen"]["tokens_per_second"] is None
     assert alone["chosen"]["quality_loss"] == 0
@@ -587,6 +708,8 @@ def test_any_search_keeps_its_promises(count: int, memory: int, capability: str,
         assert one["settings"]["max_model_len"] == length
         assert one["verdict"] in ("PASS", "WARN", "FAIL")
     chosen = result["chosen"]
-    assert (chosen is None) is (result["nearest"] is not None)
+    assert (chosen is None) is (result["nearest"] is not None) is (result["reason"] is not None)
+    labels = [one["label"] for one in result["deployments"]]
+    assert len(set(labels)) == len(labels)
     assert chosen is None or (chosen["meets_slo"] is True and not chosen["fits_narrowly"] and chosen["gpus_needed"] <= count)
     assert result["nearest"] is None or result["nearest"]["lacks"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -51,6 +52,7 @@ from ansible_collections.onprem.llm.plugins.module_utils._model_speed import (
     prefill_seconds,
     profile,
     service,
+    share_beyond,
     speculative,
     speed,
     step,
@@ -152,6 +154,7 @@ LLAMA = dense()
 NONE = scheme_named("none", "bfloat16")
 FP8 = scheme_named("fp8", "bfloat16")
 PLAIN = Settings(max_model_len=8192)
+DRAFTED = {"method": "ngram", "acceptance": 0.5}
 WORK: dict[str, Any] = {
     "requests_per_day": 350_000,
     "peak_factor": 3,
@@ -450,7 +453,7 @@ def test_no_workload_is_none(nothing: Any) -> None:
 
 
 def test_a_histogram_gives_mean_and_95th_percentile() -> None:
-    found = work(prompt_tokens=[[100, 60], [1000, 36], ["4000", "4"]])
+    found = work(prompt_tokens=[[100, 0.6], [1000, 0.36], ["4000", "0.04"]])
     assert found.prompt_mean == pytest.approx(0.6 * 100 + 0.36 * 1000 + 0.04 * 4000)
     assert found.prompt_p95 == 1000
 
@@ -476,7 +479,9 @@ def test_a_histogram_gives_mean_and_95th_percentile() -> None:
         ({"prompt_tokens": {"mean": 600, "p59": 500}}, r"did you mean p95"),
         ({"prompt_tokens": []}, r"workload\.prompt_tokens: found an empty list"),
         ({"prompt_tokens": [[100]]}, r"workload\.prompt_tokens\[0\]: found \[100\]; wanted a pair"),
-        ({"prompt_tokens": [[100, 0]]}, r"the shares add up to 0"),
+        ({"prompt_tokens": [[100, 0]]}, r"workload\.prompt_tokens: the shares add up to 0; wanted 1"),
+        ({"prompt_tokens": [[100, 0.6], [1000, 0.3]]}, r"the shares add up to 0\.9; wanted 1"),
+        ({"prompt_tokens": [[100, 60], [1000, 40]]}, r"the shares add up to 100; wanted 1"),
         ({"prompt_tokens": [[0, 1]]}, r"workload\.prompt_tokens\[0\]\[0\]: found 0"),
         ({"answer_tokens": 0}, r"workload\.answer_tokens: found 0; wanted a number from 1"),
         ({"prefix_hit_ratio": 1.5}, r"workload\.prefix_hit_ratio: found 1\.5; wanted a number from 0 to 1"),
@@ -591,6 +596,43 @@ def test_lengths_that_cannot_be_served_are_warned_of() -> None:
         )["warnings"]
     ]
     assert codes == ["requests_too_long", "wide_distribution", "no_prefix_cache"]
+
+
+def test_a_mean_request_beyond_max_model_len_is_not_served() -> None:
+    found = serve(work(prompt_tokens=7000, answer_tokens=1193, requests_per_day=10, slo={}), limit=holds(1e7))
+    assert found["meets_slo"] is False and found["limited_by"] == "max_model_len"
+    assert found["requests_per_day_at_slo"] == found["requests_per_day_at_capacity"] == 0 and found["replicas_needed"] is None
+    assert not any(point["meets_slo"] for point in found["speed"]["points"])
+    (warning,) = found["warnings"]
+    assert warning["code"] == "longer_than_max_model_len" and "8193" in warning["text"] and "8192" in warning["text"]
+    fits = serve(work(prompt_tokens=7000, answer_tokens=1192, requests_per_day=10, slo={}), limit=holds(1e7))
+    assert fits["meets_slo"] is True and fits["warnings"] == [] and fits["requests_per_day_at_slo"] > 10
+
+
+def test_the_share_of_requests_that_are_too_long_is_that_of_a_log_normal() -> None:
+    # The answer is next to nothing: one in twenty prompts is beyond their 95th percentile.
+    assert share_beyond(work(prompt_tokens={"mean": 600, "p95": 1500}, answer_tokens=1), 1501) == pytest.approx(0.05, abs=0.001)
+    assert share_beyond(work(prompt_tokens=600, answer_tokens=200), 799) == 1
+    assert share_beyond(work(prompt_tokens=600, answer_tokens=200), 800) == 0
+    # Against drawn lengths.
+    both = work(prompt_tokens={"mean": 3000, "p95": 7000}, answer_tokens={"mean": 500, "p95": 1500})
+    drawn = random.Random(5)
+    sigmas = [log_normal_sigma(3000, 7000), log_normal_sigma(500, 1500)]
+    lengths = [
+        sum(drawn.lognormvariate(math.log(mean) - sigma**2 / 2, sigma) for mean, sigma in zip((3000, 500), sigmas, strict=True))
+        for _ in range(40_000)
+    ]
+    share = sum(length > 8192 for length in lengths) / len(lengths)
+    assert share_beyond(both, 8192) == pytest.approx(share, rel=0.1)
+    (warning,) = serve(both, limit=holds(1e7))["warnings"]
+    assert warning["code"] == "requests_too_long" and f"about {share_beyond(both, 8192):.1%} of all" in warning["text"]
+
+
+def test_sources_of_figures_are_titles() -> None:
+    sources = {figure["source"] for figure in serve()["figures"]}
+    sources |= {figure["source"] for figure in speculative(LLAMA, NONE, gpu(), PLAIN, DRAFTED, DATA)["figures"]}
+    titles = {document["title"] for document in DATA["documents"].values()}
+    assert sources <= titles | {"the workload that was given"} and len(sources) == 3
 
 
 def test_every_figure_has_a_formula_a_unit_and_a_source() -> None:
@@ -836,6 +878,12 @@ def test_every_published_speed_has_a_source_and_a_half(bench: Any) -> None:
         assert row["half"] in bench.HALVES and row["unit"] in ("tokens/s", "ms") and row["value"] > 0, row["id"]
     assert all(document["title"] and document["url"] for document in data["documents"].values())
     assert {row["id"] for row in rows if row["source"] == "not_known"} == {row["id"] for row in rows if row.get("left_out")}
+
+
+def test_the_memory_of_a_cpu_s_host_is_given(bench: Any) -> None:
+    assert bench.device("epyc_9654").memory == 2**38
+    assert bench.device({"product": "epyc_9654", "memory_bytes": 5}).memory == 5
+    assert bench.device("l4").memory < 2**35
 
 
 def test_a_published_speed_is_compared_as_tokens_a_second(bench: Any) -> None:
