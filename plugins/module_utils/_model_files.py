@@ -377,7 +377,8 @@ BUFFERS = re.compile(
     r"(rotary_emb\.|\.inv_freq$|\.masked_bias$|\.attn\.bias$|\.attention\.bias$|position_ids$|\.[kvq]_scale$|\.(k|v)_proj\.output_scale$)"
 )
 VISION_NAMES = re.compile(
-    r"(^|\.)(vision_tower|vision_model|visual|vision_encoder|vision_embed_tokens|multi_modal_projector|mm_projector|img_projection|patch_merger|audio_tower|embed_vision|embed_audio|vision_language_adapter|pre_mm_projector_norm)(\.|$)"
+    r"(^|\.)(vision_tower|vision_model|visual|vision_encoder|vision_embed_tokens|multi_modal_projector|mm_projector|img_projection"
+    r"|patch_merger|audio_tower|embed_vision|embed_audio|vision_language_adapter|pre_mm_projector_norm)(\.|$)"
 )
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.(.+)$")
 EMBEDDING_NAMES = (

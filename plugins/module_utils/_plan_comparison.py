@@ -1326,8 +1326,8 @@ def hints_for(store: Mapping[str, Any], plan_or_key: PlanKey | Mapping[str, Any]
         other = PlanKey(**entry["key"])
         if name == key.text or not key.same_model_and_engine(other):
             continue
-        differs = [part for part in ("gpu", "engine_version", *(name for name in KEY_TYPES if name.endswith("_parallel")))]
-        differs = [part for part in differs if getattr(key, part) != getattr(other, part)]
+        parts = ("gpu", "engine_version", *(name for name in KEY_TYPES if name.endswith("_parallel")))
+        differs = [part for part in parts if getattr(key, part) != getattr(other, part)]
         terms = {term: correction["factor"] for term, correction in sorted(entry["terms"].items())}
         listed = ", ".join(f"{term} x {factor:.3f}" for term, factor in terms.items())
         what = ", ".join(f"{part} {getattr(other, part)}" for part in differs)

@@ -67,7 +67,8 @@ options:
   speculation:
     description: >-
       Speculative decoding to be looked at, with C(acceptance) (the probability that a drafted token is taken), C(draft_tokens)
-      (the best number where not given), and C(method) (V(draft_model) with C(draft), a model, or C(relative_cost); V(mtp); V(ngram)).
+      (the best number where not given), and C(method) (V(draft_model) with C(draft), a model, or C(relative_cost); V(mtp);
+      V(ngram)).
     type: dict
   cost:
     description: >-

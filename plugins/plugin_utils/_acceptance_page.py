@@ -20,7 +20,6 @@ from markupsafe import Markup
 
 from . import _acceptance as acceptance
 from ._page import (
-    DASH,  # noqa: F401
     SCRIPT,
     SCRIPT_DIGEST,
     SYMBOLS,

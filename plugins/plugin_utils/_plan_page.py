@@ -182,13 +182,13 @@ def tables(given: Any) -> list[dict[str, Any]]:
                 # The unit stands in the row, beside the value.
                 of = {
                     column: item.get("unit") if column in ("value", "low", "high") else unit
-                    for column, (_, unit) in zip(columns, heads)
+                    for column, (_head, unit) in zip(columns, heads)
                 }
                 rows.append(
                     [words(str(item.get(c))) if c == "name" else quantity(item.get(c), of[c]) for c in columns if c != "unit"]
                 )
             found.append(
-                {"title": words(str(key)), "heads": [h for c, (h, _) in zip(columns, heads) if c != "unit"], "rows": rows}
+                {"title": words(str(key)), "heads": [head[0] for c, head in zip(columns, heads) if c != "unit"], "rows": rows}
             )
     return found
 
@@ -231,7 +231,7 @@ def terms_of(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
         found.append((rank, {**term, "name": name, "title": TERMS.get(name, words(name)), "bytes": size}))
     return [
         {**term, "class": f"t-{term['name']}" if term["name"] in TERMS else "t-other"}
-        for _, term in sorted(found, key=lambda f: f[0])
+        for _place, term in sorted(found, key=lambda f: f[0])
     ]
 
 
@@ -270,9 +270,9 @@ def memory_bars(plan: Mapping[str, Any]) -> Markup | None:
         drawn.append(tag("line", class_="grid", x1=place, x2=place, y1=BAR_TOP - 4, y2=bottom))
         drawn.append(tag("text", number(tick), class_="tick", x=place, y=bottom + 14))
     drawn.append(tag("text", "GiB", class_="axis", x=percent((BAR_LEFT + BAR_RIGHT) / 2), y=bottom + 32))
-    for bar in range(bars):
-        y = BAR_TOP + bar * BAR_STEP
-        name = "host" if word == "host" and bars == 1 else f"{'node' if word == 'host' else word} {bar}"
+    for lane in range(bars):
+        y = BAR_TOP + lane * BAR_STEP
+        name = "host" if word == "host" and bars == 1 else f"{'node' if word == 'host' else word} {lane}"
         drawn.append(tag("text", name, class_="lane", x=percent(BAR_LEFT - 0.8), y=y + BAR_TALL / 2 + 4))
         drawn.append(tag("rect", class_="track", x=percent(x(0)), width=percent(x(total) - x(0)), y=y, height=BAR_TALL))
         drawn += one_bar(plan, terms, total, x, y)

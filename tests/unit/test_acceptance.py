@@ -35,6 +35,7 @@ from ansible_collections.onprem.llm.plugins.plugin_utils._acceptance import (
     verdict_of,
     worst,
 )
+from ansible_collections.onprem.llm.plugins.plugin_utils._page import DASH
 
 H100 = "NVIDIA H100 80GB HBM3"
 
@@ -776,7 +777,7 @@ def test_every_mark_of_a_plot_is_inside_of_it() -> None:
 @pytest.mark.parametrize(
     ("value", "unit", "shown"),
     [
-        (None, "GB/s", page.DASH),
+        (None, "GB/s", DASH),
         (0, "errors", "0 errors"),
         (True, None, "yes"),
         (85520809984, "bytes", "79.65 GiB"),
