@@ -193,6 +193,10 @@ class Memory:
     cache: Amount  # what is left for keys and values; below zero where nothing is
     held: Pool | Context
 
+    def taken(self, size: int, longest: int) -> int:
+        """Bytes of the cache itself: vLLM takes all that is left, llama.cpp what its context needs."""
+        return min(size, self.held.needed(longest)) if isinstance(self.held, Context) else size
+
     @property
     def reserve(self) -> int:
         return self.total.bytes - sum(max(0, amount.bytes) for amount in (*self.terms.values(), self.cache))

@@ -281,6 +281,9 @@ def _memory(deployment: Deployment, memory: Memory, whole: bool) -> dict[str, An
         name: max(0, size)
         for name, size in zip(("value", "low", "high"), (memory.cache.bytes, memory.cache.low, memory.cache.high))
     }
+    value, low, high = (memory.taken(size, longest) for size in (memory.cache.bytes, memory.cache.low, memory.cache.high))
+    concurrency = held.concurrency(sizes["value"], longest)
+    reserve = memory.reserve + max(0, memory.cache.bytes) - max(0, value)
     found: dict[str, Any] = {
         "total_bytes": memory.total.bytes,
         "budget_bytes": memory.budget,
@@ -290,24 +293,22 @@ def _memory(deployment: Deployment, memory: Memory, whole: bool) -> dict[str, An
                 {"name": name, "bytes": amount.bytes, "low_bytes": amount.low, "high_bytes": amount.high}
                 for name, amount in memory.terms.items()
             ),
-            {"name": "kv_cache", "bytes": memory.cache.bytes, "low_bytes": memory.cache.low, "high_bytes": memory.cache.high},
+            {"name": "kv_cache", "bytes": value, "low_bytes": low, "high_bytes": high},
         ],
         "weights_by_part": dict(memory.by_part),
         "kv_cache": {
-            "bytes": memory.cache.bytes,
-            "low_bytes": memory.cache.low,
-            "high_bytes": memory.cache.high,
+            "bytes": value,
+            "low_bytes": low,
+            "high_bytes": high,
             "bytes_per_token": bytes_per_token(deployment),
             "tokens": held.tokens(sizes["value"], longest),
             "low_tokens": held.tokens(sizes["low"], longest),
             "high_tokens": held.tokens(sizes["high"], longest),
-            "concurrency": held.concurrency(sizes["value"], longest),
+            "concurrency": min(concurrency, settings.slots) if isinstance(held, Context) else concurrency,
         },
     }
-    if memory.reserve > 0:
-        found["terms"].append(
-            {"name": "reserve", "bytes": memory.reserve, "low_bytes": memory.reserve, "high_bytes": memory.reserve}
-        )
+    if reserve > 0:
+        found["terms"].append({"name": "reserve", "bytes": reserve, "low_bytes": reserve, "high_bytes": reserve})
     if whole:
         lengths = sorted({min(2**power, longest) for power in range(9, 40) if 2 ** (power - 1) < longest})
         found["requests"] = [

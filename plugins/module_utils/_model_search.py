@@ -825,7 +825,7 @@ def _row(candidate: Candidate, hunt: _Search, front: bool, chosen: bool) -> dict
         "concurrency": _finite(served.get("concurrency")),
         "headroom_share": point.headroom,
         "kv_tokens": tokens * settings.data_parallel * deployment.replicas,
-        "cache_bytes": candidate.memory.cache.bytes,
+        "cache_bytes": candidate.memory.taken(candidate.memory.cache.bytes, settings.max_model_len),
         "weights_bytes": candidate.memory.terms["weights"].bytes,
         "quality_loss": point.quality.loss,
         "quality_measure": point.quality.measure or None,

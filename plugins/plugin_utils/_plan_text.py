@@ -46,7 +46,8 @@ def summary_lines(plan: Mapping[str, Any]) -> Iterator[str]:
     yield _line("layers", str(model["layers"]), ", ".join(f"{count} {kind}" for kind, count in model["layer_kinds"].items()))
     stored = plan["quantisation"]["name"]
     yield _line("weights are in", settings["dtype"] if stored == "none" else stored, _arithmetic(plan["quantisation"]))
-    yield _line("engine", f"{settings['engine']} {settings['engine_version']}", _parallel(settings))
+    version = "" if settings["engine"] == "llama_cpp" else settings["engine_version"]
+    yield _line("engine", f"{settings['engine']} {version}".rstrip(), _parallel(settings))
     yield _line("longest request", f"{settings['max_model_len']:,} tokens", _batching(settings))
     yield f"memory of one {'GPU' if hardware['kind'] == 'gpu' else 'host'} ({_size(memory['total_bytes'])}):"
     for term in memory["terms"]:

@@ -522,3 +522,11 @@ def test_names_of_others_cannot_move_a_cursor() -> None:
     found = plan(config, "1xA100-SXM4-80GB")
     assert "\x1b" not in "\n".join(summary_lines(found)) and "\n" not in found["model"]["name"]
     assert "\\u001b" not in json.dumps(found)
+
+
+def test_llama_cpp_takes_what_its_context_needs() -> None:
+    found = plan("llama-3-8b", "1xL4", engine="llama_cpp", quantisation="q4_k_m", slots=2)
+    kept = found["memory"]["kv_cache"]
+    assert kept["bytes"] == 2 * 8192 * 131072  # two slots of the whole context, 128 KiB a token
+    assert kept["tokens"] == 2 * 8192 and kept["concurrency"] == 2
+    assert sum(term["bytes"] for term in found["memory"]["terms"]) == found["memory"]["total_bytes"]
