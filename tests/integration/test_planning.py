@@ -38,6 +38,12 @@ def planned(directory: Path, given: dict[str, Any], *more: str) -> tuple[Run, di
     return run, json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What Python compiles in a first run is there."""
+    planned(tmp_path_factory.mktemp("first"), {"model": str(TINY), **AS_THE_LAB})
+
+
 @pytest.mark.parametrize(
     ("model", "gpus", "settings"),
     [
@@ -49,18 +55,16 @@ def planned(directory: Path, given: dict[str, Any], *more: str) -> tuple[Run, di
         ("llama-3.1-405b", "hgx_h200", {"tensor_parallel": 8}),
     ],
 )
-def test_the_playbook_answers_in_three_seconds(model: str, gpus: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    given = {"model": str(CONFIGS / f"{model}.json"), "gpus": gpus, **settings}
-    took = []
-    for attempt in range(2):  # what Python compiles once is there in the second
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        run, found = planned(tmp_path / str(attempt), given)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert run.code == 0, run.output
-        assert found["fits"] and (tmp_path / str(attempt) / "index.html").stat().st_size > 10000
+def test_the_playbook_answers_in_three_seconds(
+    model: str, gpus: str, settings: dict[str, Any], tmp_path: Path, compiled: None
+) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run, found = planned(tmp_path, {"model": str(CONFIGS / f"{model}.json"), "gpus": gpus, **settings})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert run.code == 0, run.output
+    assert found["fits"] and (tmp_path / "index.html").stat().st_size > 10000
     # Of processor time, as the machine may be busy with something else; nothing in it waits.
-    assert min(took) < 3, took
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
 
 
 def test_the_labs_cache_is_what_was_planned(lab_host: Callable[[str], Host], tmp_path: Path) -> None:

@@ -327,10 +327,10 @@ def test_a_host_of_which_the_inventory_says_nothing_misses_what_the_defaults_do_
         ("own_time", {"host_time_servers": ["10.1.1.1", "0.debian.pool.ntp.org"]}),
         ("own_packages", {"host_apt_sources_exclusive": False}),
         ("own_packages", {"host_apt_sources": []}),
-        ("own_packages", {"host_apt_sources": [{"uris": "http://mirror/debian http://deb.debian.org/debian", "suites": "x"}]}),
+        ("own_packages", {"host_apt_sources": [{"uris": "http://mirror/debian http://mirror.example.org/debian", "suites": "x"}]}),
         ("own_packages", {"onprem_llm_apt_proxy": "http://proxy.example.net:3128"}),
         ("own_python_index", {"onprem_llm_python_index": ""}),
-        ("own_python_index", {"gpu_probe_python_index": "https://pypi.org/simple"}),
+        ("own_python_index", {"gpu_probe_python_index": "https://index.example.org/simple"}),
         ("own_python_index", {"onprem_llm_python_extra_indexes": ["https://download.pytorch.org/whl/cu129"]}),
         ("own_python_index", {"framework_python_find_links": ["https://example.org/wheels"]}),
         ("own_gpu_repository", {"onprem_llm_gpu_repository": "https://developer.download.nvidia.com/compute/cuda/repos"}),
@@ -408,7 +408,7 @@ def test_a_host_that_misses_controls_fails_and_is_told_what_to_set() -> None:
 def test_passwords_and_digests_are_not_shown() -> None:
     lacking = {
         **WHOLE,
-        "onprem_llm_python_index": "https://name:opensesame@pypi.org/simple",
+        "onprem_llm_python_index": "https://name:opensesame@index.example.org/simple",
         "onprem_llm_apt_proxy": "http://name:opensesame@proxy.example.net:3128",
         "host_apt_sources": [{"uris": "http://name:opensesame@mirror.example.net/", "suites": "x"}],
         "model_store_models": [{**MODEL, "source": {"type": "http", "url": "https://name:opensesame@example.org/m"}}],
@@ -418,7 +418,7 @@ def test_passwords_and_digests_are_not_shown() -> None:
         "gateway_api_keys": [{"name": "chat", "sha256": "0" * 64}],
     }
     result = run("L4", lacking)
-    assert "pypi.org" in result["msg"] and "VLLM_DEBUG_LOG_X" in result["msg"]
+    assert "index.example.org" in result["msg"] and "VLLM_DEBUG_LOG_X" in result["msg"]
     assert "opensesame" not in str(result) and "0" * 64 not in str(result)
 
 
@@ -577,7 +577,7 @@ def test_an_address_of_the_site(address: str) -> None:
     "address",
     [
         "",
-        "http://deb.debian.org/debian",
+        "http://mirror.example.org/debian",
         "https://8.8.8.8/",
         "https://172.32.0.1/",
         "https://172.15.0.1/",
@@ -624,8 +624,8 @@ def test_a_host_of_the_site(host: str, own: bool) -> None:
     ("domains", "said"),
     [
         (["com"], "is 'com' in the list; a domain of two parts or more is wanted"),
-        (["debian.org"], "debian.org is not the site's own"),
-        (["mirrors.aliyun.com"], "aliyun.com is everybody's"),
+        (["github.com"], "github.com is not the site's own"),
+        (["raw.githubusercontent.com"], "githubusercontent.com is everybody's"),
         (["10.0"], "is '10.0' in the list"),
         (["a b.com"], "a domain of two parts"),
         ([5], "is 5 in the list"),
