@@ -17,8 +17,9 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,6 +179,24 @@ CHECKS: dict[str, Callable[[str], None]] = {
 }
 
 
+WITHOUT_HOSTS = ("lint", "unit", "collection", "sanity")
+
+
+def judged(name: str, check: Callable[[str], None]) -> tuple[str, str, float]:
+    """The verdict of a check, why, and how long it took in seconds."""
+    (OUTPUT / f"{name}.log").touch()
+    begun = time.monotonic()
+    verdict, why = "passed", ""
+    try:
+        check(name)
+    except Skip as reason:
+        verdict, why = "skipped", str(reason)
+    except Exception as reason:
+        # A check that breaks down is no check that passed, and must not end the others.
+        verdict, why = "failed", str(reason) or type(reason).__name__
+    return verdict, why, time.monotonic() - begun
+
+
 def main(names: list[str]) -> int:
     unknown = sorted(set(names) - set(CHECKS))
     if unknown:
@@ -198,19 +217,22 @@ def main(names: list[str]) -> int:
         print(f"\nerror: {error}")
         return 1
     started = time.monotonic()
-    for number, (name, check) in enumerate(chosen.items(), 1):
-        print(f"[{number}/{len(chosen)}] {name} … ({int(time.monotonic() - started)} s so far)", flush=True)
-        (OUTPUT / f"{name}.log").touch()
-        begun = time.monotonic()
-        try:
-            check(name)
-            results[name] = ("passed", "", time.monotonic() - begun)
-        except Skip as reason:
-            results[name] = ("skipped", str(reason), time.monotonic() - begun)
-        except (Failed, lab.LabError) as reason:
-            results[name] = ("failed", str(reason), time.monotonic() - begun)
-            tail = (OUTPUT / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()[-60:]
-            print("\n".join(f"    {line}" for line in tail), flush=True)
+    numbers = {name: number for number, name in enumerate(chosen, 1)}
+
+    def run(names: Iterable[str]) -> None:
+        for name in names:
+            print(f"[{numbers[name]}/{len(chosen)}] {name} … ({int(time.monotonic() - started)} s so far)", flush=True)
+            results[name] = judged(name, chosen[name])
+            if results[name][0] == "failed":
+                tail = (OUTPUT / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()[-60:]
+                print("\n".join(f"    {line}" for line in tail), flush=True)
+
+    # Hosts are waited for more than they compute, so that what needs none runs meanwhile.
+    beside = threading.Thread(target=run, args=([name for name in chosen if name in WITHOUT_HOSTS],))
+    beside.start()
+    run([name for name in chosen if name not in WITHOUT_HOSTS])
+    beside.join()
+    results = {name: results[name] for name in chosen}
     if not was_up and not os.environ.get("KEEP_LAB"):
         subprocess.run(
             [lab.VENV / "bin" / "ansible-playbook", "-i", "inventories/lab", "tests/lab/destroy.yml"],

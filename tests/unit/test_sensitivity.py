@@ -327,7 +327,10 @@ def test_a_host_of_which_the_inventory_says_nothing_misses_what_the_defaults_do_
         ("own_time", {"host_time_servers": ["10.1.1.1", "0.debian.pool.ntp.org"]}),
         ("own_packages", {"host_apt_sources_exclusive": False}),
         ("own_packages", {"host_apt_sources": []}),
-        ("own_packages", {"host_apt_sources": [{"uris": "http://mirror/debian http://mirror.example.org/debian", "suites": "x"}]}),
+        (
+            "own_packages",
+            {"host_apt_sources": [{"uris": "http://mirror/debian http://mirror.example.org/debian", "suites": "x"}]},
+        ),
         ("own_packages", {"onprem_llm_apt_proxy": "http://proxy.example.net:3128"}),
         ("own_python_index", {"onprem_llm_python_index": ""}),
         ("own_python_index", {"gpu_probe_python_index": "https://index.example.org/simple"}),
