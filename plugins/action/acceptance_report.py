@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from ansible_collections.onprem.llm.plugins.plugin_utils._acceptance import (
     AcceptanceError,
     Signatures,
     Site,
+    absolute,
     digest,
     plain,
     worst,
@@ -89,11 +89,6 @@ class ActionModule(ActionBase):
             "written": [str(path) for path, content in site.writes if content is not None],
             **({"diff": diff} if diff else {}),
         }
-
-
-def absolute(path: str) -> Path:
-    """Relative paths begin where ansible-playbook was started."""
-    return Path(os.path.abspath(os.path.expanduser(path)))
 
 
 def diffs(writes: list[tuple[Path, bytes | None]]) -> list[dict[str, str]]:

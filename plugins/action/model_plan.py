@@ -5,10 +5,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
@@ -25,7 +23,7 @@ from ansible_collections.onprem.llm.plugins.module_utils._plan_comparison import
     hints_for,
     load_store,
 )
-from ansible_collections.onprem.llm.plugins.plugin_utils._acceptance import plain
+from ansible_collections.onprem.llm.plugins.plugin_utils._acceptance import absolute, plain
 from ansible_collections.onprem.llm.plugins.plugin_utils._gpu_data import GpuDataError
 from ansible_collections.onprem.llm.plugins.plugin_utils._plan_inventory import as_yaml
 from ansible_collections.onprem.llm.plugins.plugin_utils._plan_page import render
@@ -105,7 +103,7 @@ class ActionModule(ActionBase):
 
     def _written(self, given: Mapping[str, Any], plan: dict[str, Any], found: dict[str, Any] | None) -> dict[str, Any]:
         """The plan as JSON, as a page, and as inventory variables; only what differs is written."""
-        directory = Path(os.path.abspath(os.path.expanduser(given["directory"])))
+        directory = absolute(given["directory"])
         title = given["title"] or f"{plan['model']['name']} on {plan['hardware']['count']} x {plan['hardware']['name']}"
         inputs = {"model_source": given["model_source"], "model_release": given["model_release"]}
         texts = {

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -30,6 +29,7 @@ from ansible_collections.onprem.llm.plugins.module_utils._plan_comparison import
     table,
     write_store,
 )
+from ansible_collections.onprem.llm.plugins.plugin_utils._acceptance import absolute, plain
 
 # The lines of a start are few; a log of this size is of something else.
 MOST_LOG_BYTES = 64 * 2**20
@@ -73,7 +73,7 @@ class ActionModule(ActionBase):
         """What the file of corrections says of this plan's key, after what is to be learnt was."""
         if not given["corrections_file"]:
             return {"learnt": [], "corrections": {}, "hints": []}
-        path = absolute(given["corrections_file"])
+        path = str(absolute(given["corrections_file"]))
         writes = given["learn"] and not self._task.check_mode
         if writes:
             make_directory(os.path.dirname(path))
@@ -97,7 +97,8 @@ class ActionModule(ActionBase):
 def plan_of(given: Any) -> Any:
     """A plan, or the JSON file that holds one."""
     if isinstance(given, str) and not given.lstrip().startswith("{"):
-        where, text = absolute(given), read_text(absolute(given), "plan")
+        where = str(absolute(given))
+        text = read_text(where, "plan")
     elif isinstance(given, str):
         where, text = "plan", given
     else:
@@ -112,26 +113,14 @@ def reported(given: dict[str, Any]) -> Reported:
     """All reports together. Of the log, the metrics and the GPUs, whichever comes first has the last word."""
     reports = []
     if given["log"] is not None or given["log_path"]:
-        reports.append(read_log(given["log"] if given["log"] is not None else read_text(absolute(given["log_path"]), "log_path")))
+        reports.append(
+            read_log(given["log"] if given["log"] is not None else read_text(str(absolute(given["log_path"])), "log_path"))
+        )
     if given["metrics"] is not None:
         reports.append(read_metrics(given["metrics"]))
     if given["gpu_info"] is not None:
         reports.append(read_gpu_info(plain(given["gpu_info"])))
     return merged(*reports)
-
-
-def plain(value: Any) -> Any:
-    """Ordinary dicts, lists and strings: those that Ansible hands over know where they are from."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, str) else value
-
-
-def absolute(path: str) -> str:
-    """Relative paths begin where ansible-playbook was started."""
-    return os.path.abspath(os.path.expanduser(path))
 
 
 def read_text(path: str, option: str) -> str:

@@ -16,9 +16,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ._model_architecture import CHUNK, DRAFT, FULL, MLA, RECURRENT, VISION, WINDOW, Architecture, Memory, ModelError, Weight
-from ._model_quantisation import Scheme, sharded_bytes
+from ._model_quantisation import DTYPE_BYTES, Scheme, sharded_bytes
 
-TYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "int8": 1}
 # Bytes of one element of the KV cache; llama.cpp's types are blocks of 32 with a 16-bit scale (and minimum).
 CACHE_BYTES = {
     **{"bfloat16": 2.0, "float16": 2.0, "float32": 4.0, "fp8": 1.0, "fp8_e4m3": 1.0, "fp8_e5m2": 1.0, "f16": 2.0, "bf16": 2.0},
@@ -129,7 +128,7 @@ def of_stage(architecture: Architecture, settings: Settings, number: int) -> lis
 def weights(architecture: Architecture, scheme: Scheme, settings: Settings) -> dict[str, int]:
     """Bytes by part on the GPU that holds most, with what vLLM makes of the weights while it loads."""
     worst: dict[str, int] = {}
-    size = TYPE_BYTES[settings.dtype]
+    size = DTYPE_BYTES[settings.dtype]
     together = settings.tensor_parallel * settings.data_parallel
     for number in range(settings.pipeline_parallel):
         found: dict[str, int] = {}
@@ -244,7 +243,7 @@ def state_bytes(memory: Memory, settings: Settings) -> int:
     """Bytes of a recurrent layer's state for one request on one GPU; its first dimension is divided."""
     total = 0
     for place, (shape, kind) in enumerate(zip(memory.state, memory.state_types)):
-        size = 4 if settings.engine == "llama_cpp" else TYPE_BYTES[settings.dtype if kind == "auto" else kind]
+        size = 4 if settings.engine == "llama_cpp" else DTYPE_BYTES[settings.dtype if kind == "auto" else kind]
         inner = list(shape[1:])
         if place == 0 and len(shape) == 2 and len(memory.state) > 1:
             inner[0] += settings.draft_tokens  # a convolution keeps the tokens that were proposed too
@@ -422,7 +421,7 @@ def activation(architecture: Architecture, settings: Settings, engine: Mapping[s
     In the second, what the first leaves (the hidden states, and the work space of experts) is still there.
     """
     figures = of_version(engine["activation"], settings.engine_version)
-    size = TYPE_BYTES[settings.dtype]
+    size = DTYPE_BYTES[settings.dtype]
     tokens = settings.max_num_batched_tokens
     forward = size * tokens * forward_elements(architecture, settings, figures["hidden_vectors"])
     kept = size * tokens * architecture.hidden_size * figures["hidden_kept"]

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ._model_architecture import Architecture, ModelError
-from ._model_memory import TYPE_BYTES, Device, Settings, of_version
+from ._model_memory import Device, Settings, of_version
+from ._model_quantisation import DTYPE_BYTES
 
 ENGINES = ("vllm", "vllm_cpu", "llama_cpp")
 # Kind of value, and the least and the most that it may be.
@@ -114,8 +115,8 @@ def settings_of(
     dtype = {"half": "float16", "float": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(
         chosen.get("dtype", ""), chosen.get("dtype")
     )
-    if dtype is not None and dtype not in TYPE_BYTES:
-        raise ModelError(f"settings.dtype: {dtype!r} is not one of {', '.join(TYPE_BYTES)}.")
+    if dtype is not None and dtype not in DTYPE_BYTES:
+        raise ModelError(f"settings.dtype: {dtype!r} is not one of {', '.join(DTYPE_BYTES)}.")
     found["dtype"] = dtype or _usual_dtype(architecture, device, engine_name)
     if "kv_cache_dtype" in chosen:
         types = LLAMA_CPP_TYPES if engine_name == "llama_cpp" else VLLM_TYPES

@@ -33,8 +33,8 @@ from ._model_architecture import (
     ModelError,
     Weight,
 )
-from ._model_memory import TYPE_BYTES, Device, Settings, local_heads, page_bytes, state_bytes
-from ._model_quantisation import Scheme, scheme_named, sharded_bytes
+from ._model_memory import Device, Settings, local_heads, page_bytes, state_bytes
+from ._model_quantisation import DTYPE_BYTES, Scheme, scheme_named, sharded_bytes
 
 DAY = 86400
 # Requests that wait longer than all but one in twenty: the share that p95 leaves out, and its distance from the mean of a normal
@@ -550,7 +550,7 @@ def profile(
         experts=tuple(counts.experts),
         kinds=kinds,
         activation_bytes=layers
-        * TYPE_BYTES[settings.dtype]
+        * DTYPE_BYTES[settings.dtype]
         * (value_of(data, *where, "activation_vectors") * architecture.hidden_size + 3 * inner),
         hidden=architecture.hidden_size,
         layers=layers,
@@ -586,7 +586,7 @@ class _Counts:
         self.settings = settings
         self.rates = (quantised, plain)
         self.experts_efficiency = experts
-        self.size = TYPE_BYTES[settings.dtype]
+        self.size = DTYPE_BYTES[settings.dtype]
         self.spread = settings.tensor_parallel * settings.data_parallel if settings.expert_parallel else 0
         self.dense_bytes = self.dense_seconds = self.dense_elements = 0.0
         self.head_bytes = self.head_seconds = self.head_elements = 0.0

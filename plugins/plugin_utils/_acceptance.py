@@ -68,6 +68,11 @@ def plain(value: Any) -> Any:
     return value
 
 
+def absolute(path: str) -> Path:
+    """Relative paths begin where ansible-playbook was started."""
+    return Path(os.path.abspath(os.path.expanduser(path)))
+
+
 def canonical(record: Mapping[str, Any]) -> bytes:
     """The one text of a record, so that equal records have equal files and signatures."""
     text = json.dumps(record, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)

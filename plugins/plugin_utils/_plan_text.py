@@ -17,7 +17,6 @@ TERMS = {
     "cuda_graphs": "CUDA graphs",
     "kv_cache": "KV cache",
     "reserve": "left to others",
-    "positions": "positions",
 }
 
 

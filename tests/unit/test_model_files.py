@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from ansible_collections.onprem.llm.plugins.module_utils import _model_files as library
 from ansible_collections.onprem.llm.plugins.module_utils._model_architecture import DRAFT, Architecture, ModelError, Weight
+from ansible_collections.onprem.llm.plugins.module_utils._model_families import architecture as architecture_of
 from ansible_collections.onprem.llm.plugins.module_utils._model_files import (
     ModelFiles,
     StoredTensor,
@@ -137,8 +138,7 @@ def model(tmp_path: Path) -> Model:
 
 
 def described(config: dict[str, Any]) -> Architecture:
-    families = pytest.importorskip("ansible_collections.onprem.llm.plugins.module_utils._model_families")
-    return families.architecture(config)
+    return architecture_of(config)
 
 
 def compared(files: ModelFiles, **config: Any) -> list[str]:
