@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import yaml
 from ansible_collections.onprem.llm.plugins.module_utils._verdict import FAIL, NOT_RUN, PASS, VERDICTS, WARN, Check, overall
+from ansible_collections.onprem.llm.plugins.plugin_utils._yaml_file import read_yaml
 
 FORM = 1
 NAMESPACE = "onprem-acceptance"
@@ -99,7 +99,7 @@ def collection_version() -> str:
     manifest = root / "MANIFEST.json"
     if manifest.exists():
         return str(json.loads(manifest.read_text(encoding="utf-8"))["collection_info"]["version"])
-    return str(yaml.safe_load((root / "galaxy.yml").read_text(encoding="utf-8"))["version"])
+    return str(read_yaml(root / "galaxy.yml")["version"])
 
 
 def _number(value: Any) -> bool:

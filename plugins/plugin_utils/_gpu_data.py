@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 from ansible_collections.onprem.llm.plugins.plugin_utils._gpu_stack import merged
+from ansible_collections.onprem.llm.plugins.plugin_utils._yaml_file import read_yaml
 
 THRESHOLDS = Path(__file__).with_name("gpu_thresholds.yml")
 XID_POLICY = Path(__file__).with_name("xid_policy.yml")
@@ -194,7 +195,7 @@ def xid_problems(data: Any, where: str = XID_POLICY.name) -> list[str]:
 @cache
 def _shipped(path: Path, look: Callable[[Any, str], list[str]]) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = read_yaml(path)
     except (OSError, yaml.YAMLError) as error:
         raise GpuDataError(f"{path.name}: {error}") from error
     _refuse(look(data, path.name))

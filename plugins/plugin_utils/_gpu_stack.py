@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ansible_collections.onprem.llm.plugins.plugin_utils._yaml_file import read_yaml
 
 FILE = Path(__file__).with_name("gpu_stacks.yml")
 SOURCES = ("nvidia", "distribution", "nvidia_mirror", "distribution_mirror")
@@ -27,14 +26,15 @@ class GpuStackError(Exception):
 
 @cache
 def data() -> dict[str, Any]:
-    return dict(yaml.safe_load(FILE.read_text(encoding="utf-8")))
+    return dict(read_yaml(FILE))
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    whole = deepcopy(dict(base))
+    """The one over the other; what they share is shared, as a copy of Ansible's templated values takes seconds."""
+    whole = dict(base)
     for key, value in over.items():
         known = whole.get(key)
-        whole[key] = merged(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else deepcopy(value)
+        whole[key] = merged(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
     return whole
 
 

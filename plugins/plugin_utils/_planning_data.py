@@ -15,17 +15,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..module_utils._model_architecture import ModelError
 from ..module_utils._model_memory import Device
 from ..module_utils._model_settings import near, number
 from ._gpu_data import GpuDataError, product_of, thresholds
+from ._yaml_file import read_yaml
 
 HERE = Path(__file__).parent
 FILES = ("engines", "gpus", "quality", "speed")
-# libyaml where PyYAML has it: reading must not be what a plan waits for.
-LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 SPELLED = re.compile(r"^\s*(?:(\d+)\s*[x*]\s*)?(.+?)\s*$", re.IGNORECASE)
 MOST = 1024
 OWN = (
@@ -45,7 +42,7 @@ OWN = (
 @cache
 def planning_data() -> dict[str, dict[str, Any]]:
     """Every planning file, by its name, looked at once."""
-    found = {name: yaml.load((HERE / f"planning_{name}.yml").read_text(encoding="utf-8"), Loader=LOADER) for name in FILES}  # noqa: S506
+    found = {name: read_yaml(HERE / f"planning_{name}.yml") for name in FILES}
     wrong = [problem for name, data in found.items() for problem in problems(f"planning_{name}.yml", data)]
     if wrong:
         raise ModelError("; ".join(wrong))

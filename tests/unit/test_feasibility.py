@@ -75,14 +75,14 @@ def test_every_combination_has_an_answer(level: str, need: str, operations: str)
 
 
 @given(need=st.sampled_from(NEEDS), operations=st.sampled_from(OPERATIONS), weighed=weights)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_highest_level_is_air_gapped_whatever_the_weights(need: str, operations: str, weighed: dict[str, int]) -> None:
     answer = feasibility("L4", need, operations, weighed)
     assert answer["recommended"] == ["airgapped_cluster"] and possible(answer) == {"airgapped_cluster"}
 
 
 @given(need=st.sampled_from(NEEDS), operations=st.sampled_from(OPERATIONS), weighed=weights)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_higher_level_adds_no_option(need: str, operations: str, weighed: dict[str, int]) -> None:
     left = [possible(feasibility(level, need, operations, weighed)) for level in LEVELS]
     assert left[0] >= left[1] >= left[2] >= left[3]
@@ -90,7 +90,7 @@ def test_a_higher_level_adds_no_option(need: str, operations: str, weighed: dict
 
 
 @given(level=st.sampled_from(LEVELS), need=st.sampled_from(NEEDS), weighed=weights)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_more_capable_operations_never_lower_a_score(level: str, need: str, weighed: dict[str, int]) -> None:
     answers = [feasibility(level, need, operations, weighed) for operations in OPERATIONS]
     for less, more in itertools.pairwise(answers) if hasattr(itertools, "pairwise") else zip(answers, answers[1:]):
@@ -102,7 +102,7 @@ def test_more_capable_operations_never_lower_a_score(level: str, need: str, weig
 @given(
     level=st.sampled_from(LEVELS), need=st.sampled_from(NEEDS), operations=st.sampled_from(OPERATIONS), factor=st.integers(1, 9)
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_only_proportions_of_weights_matter(level: str, need: str, operations: str, factor: int) -> None:
     plain = {name: about["weight"] for name, about in DATA["criteria"].items()}
     first, second = (
@@ -219,7 +219,7 @@ def test_assumptions_are_named() -> None:
 
 
 @given(requests=st.integers(1, 10**8), tokens=st.integers(1, 5000), more=st.integers(1, 10**6))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_more_requests_never_need_less(requests: int, tokens: int, more: int) -> None:
     few, many = (
         sized({"requests_per_day": number, "answer_tokens_per_request": tokens}) for number in (requests, requests + more)

@@ -307,7 +307,7 @@ OPENED = {name: model_of(str(CONFIGS / f"{name}.json")) for name in MODELS}
 ENGINES = DATA["engines"]["engines"]
 
 
-@limits(max_examples=60, deadline=None)
+@limits(max_examples=60)
 @given(some.sampled_from(MODELS), some.integers(1, 20000), some.integers(1, 20000), some.sampled_from(["auto", "fp8"]))
 def test_more_context_never_needs_less_memory(name: str, one: int, other: int, kind: str) -> None:
     pool = cache(OPENED[name].architecture, Settings(kv_cache_dtype=kind))
@@ -316,7 +316,7 @@ def test_more_context_never_needs_less_memory(name: str, one: int, other: int, k
     assert pool.concurrency(40 * GIB, high) <= pool.concurrency(40 * GIB, low)
 
 
-@limits(max_examples=60, deadline=None)
+@limits(max_examples=60)
 @given(some.sampled_from(MODELS), some.integers(1, 40), some.integers(1, 40), some.sampled_from([256, 2048, 8192]))
 def test_more_gpus_never_give_fewer_tokens(name: str, one: int, other: int, length: int) -> None:
     """On a host, by replicas; and within a server while KV heads are divided."""

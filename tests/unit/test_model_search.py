@@ -670,7 +670,7 @@ def test_more_replicas_than_gpus_are_refused_and_said() -> None:
     assert "3 replicas of 1 GPUs are 3, more than the 2 of the host" in result["nearest"]["lacks"][0]
 
 
-@effort(max_examples=20, deadline=None)
+@effort(max_examples=20)
 @given(
     count=some.integers(1, 12),
     memory=some.integers(8, 200),

@@ -319,7 +319,6 @@ def test_engines_that_refuse_and_caches_that_are_overridden_are_told() -> None:
 
 
 @given(st.text(max_size=300))
-@settings(deadline=None)
 def test_no_text_breaks_the_readers(text: str) -> None:
     for reader in (read_log, read_metrics):
         with contextlib.suppress(ComparisonError):
@@ -327,7 +326,7 @@ def test_no_text_breaks_the_readers(text: str) -> None:
 
 
 @given(st.integers(0, 5000), st.sampled_from(sorted(path.name for path in LOGS.glob("*.log"))))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_log_that_is_cut_anywhere_gives_nothing_but_what_the_whole_has(end: int, name: str) -> None:
     text = (LOGS / name).read_text(encoding="utf-8")
     whole = read_log(text)
@@ -767,7 +766,6 @@ def test_another_gpu_is_a_hint_and_not_a_correction() -> None:
     applied=st.floats(0.6, 1.6),
     named=st.sampled_from(["weights", "activation", "non_torch", "cuda_graphs"]),
 )
-@settings(deadline=None)
 def test_a_learnt_factor_makes_the_same_plan_say_what_was_reported(
     base: float, factor: float, applied: float, named: str
 ) -> None:

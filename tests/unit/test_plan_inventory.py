@@ -152,7 +152,7 @@ def test_replicas_have_gpus_ports_and_names_of_their_own() -> None:
     assert {one["model"] for one in instances} == {"llama-2-13b"}
 
 
-@effort(max_examples=60, deadline=None)
+@effort(max_examples=60)
 @given(count=some.integers(1, 64), gpus=some.integers(1, 64), replicas=some.integers(1, 64))
 def test_no_gpu_is_given_twice(count: int, gpus: int, replicas: int) -> None:
     found = plan("llama-2-13b", "1xA100-SXM4-80GB")

@@ -333,7 +333,7 @@ def test_a_cpu_is_a_host() -> None:
     st.integers(1, 200 * GIB),
     st.tuples(st.integers(-50 * GIB, 50 * GIB), st.integers(-50 * GIB, 50 * GIB)),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_part_of_a_bar_is_lost_or_outside(sizes: list[int], total: int, spread: tuple[int, int]) -> None:
     plan = make_plan()
     names = ["weights", "activation", "non_torch", "something_new", "kv_cache", "reserve"]
@@ -408,7 +408,7 @@ numbers = st.floats(1e-3, 1e7)
     st.none() | numbers,
     st.none() | st.tuples(numbers, numbers),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_curve_is_sound(rows: list[Any], slo: float | None, service: tuple[float, float] | None) -> None:
     points = [
         {"concurrency": 2**n, "tokens_per_second": x, "itl_ms": y, "itl_p95_ms": tail, "within_memory": held, "meets_slo": met}
@@ -425,7 +425,7 @@ def test_any_curve_is_sound(rows: list[Any], slo: float | None, service: tuple[f
     st.integers(0, 2**24),
     st.integers(0, 2**24),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_context_plot_is_sound(rows: list[tuple[int, float]], longest: int, largest: int) -> None:
     plan = make_plan()
     plan["settings"]["max_model_len"] = longest
@@ -449,7 +449,7 @@ def test_the_context_plot_names_what_limits() -> None:
 
 
 @given(st.lists(st.tuples(numbers, numbers, st.integers(0, 11), st.booleans()), min_size=1, max_size=40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_scatter_is_sound(rows: list[tuple[float, float, int, bool]]) -> None:
     found = [
         {"settings": {}, "quantisation": f"q{kind}", "tokens_per_second": x, "itl_ms": y, "front": front, "chosen": number == 0}
@@ -461,7 +461,7 @@ def test_any_scatter_is_sound(rows: list[tuple[float, float, int, bool]]) -> Non
 
 
 @given(st.floats(1e-4, 1e12), st.floats(1.5, 1e12))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_logarithmic_ticks_are_few_rising_and_within(low: float, factor: float) -> None:
     found = shared.log_ticks(low, low * factor)
     assert found == sorted(set(found)) and len(found) <= 12

@@ -708,7 +708,7 @@ def test_the_file_is_not_changed_by_whoever_gets_it() -> None:
 
 
 @given(days=st.integers(0, 500), prefix=st.integers(8, 32))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 def test_what_a_level_misses_the_one_above_misses_too(days: int, prefix: int) -> None:
     changes = {"host_journal_max_days": days, "model_server_allowed_networks": [f"10.0.0.0/{prefix}"]}
     lacking = [set(missing(level, **changes)) for level in LEVELS]
