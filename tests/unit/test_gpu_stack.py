@@ -13,6 +13,7 @@ from ansible_collections.onprem.llm.plugins.plugin_utils._gpu_stack import (
     COMPONENTS,
     GpuStackError,
     data,
+    merged,
     number,
     older,
     platform_of,
@@ -195,3 +196,19 @@ def test_a_driver_that_is_about_to_be_replaced_is_no_obstacle() -> None:
     old = facts(module={"loaded": True, "version": "520.61.05"}, versions={"driver": "520.61.05", "fabric_manager": "515.1"})
     assert problems(old, chosen("cuda-13.0"), loaded_driver=False) == []
     assert len(problems(old, chosen("cuda-13.0"))) == 2
+
+
+def test_merging_copies_nothing_deeply() -> None:
+    """A deep copy of values that Ansible templates as they are read took most of the time of a run of site.yml."""
+
+    class Lazy(dict[str, Any]):
+        def __deepcopy__(self, _memo: Any) -> Any:
+            raise AssertionError("copied")
+
+    base = Lazy(kept=Lazy(a=1), changed=Lazy(a=1, b=Lazy(c=1)))
+    assert merged(base, Lazy(changed=Lazy(a=2), new=Lazy(a=1))) == {
+        "kept": {"a": 1},
+        "changed": {"a": 2, "b": {"c": 1}},
+        "new": {"a": 1},
+    }
+    assert base == {"kept": {"a": 1}, "changed": {"a": 1, "b": {"c": 1}}}

@@ -159,6 +159,18 @@ def test_no_pip_yet(pip_index: Callable[[str], None], monkeypatch: pytest.Monkey
     lab.check_machine()
 
 
+def test_uv_takes_wheels_from_where_pip_does(
+    pip_index: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pip_index("https://index.example/simple")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", f"https://second.example/simple {tmp_path.as_uri()}")
+    monkeypatch.setenv("PIP_FIND_LINKS", f"{tmp_path} /nowhere https://wheels.example/")
+    given = lab.uv_environment()
+    assert given["UV_DEFAULT_INDEX"] == "https://index.example/simple"
+    assert given["UV_INDEX"] == "https://second.example/simple"
+    assert given["UV_FIND_LINKS"] == f"{tmp_path},https://wheels.example/"
+
+
 @pytest.mark.parametrize(
     ("ports", "up"),
     [("", False), ("\n\n", False), ("9100/tcp", False), ("\n127.0.0.1:8443->443/tcp\n", True)],
