@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._model_architecture import ModelError
+from ._model_inputs import known_keys, quantity, shown
 from ._model_memory import Device
-from ._model_speed import Workload, known_keys, quantity, row, shown, title_of
+from ._model_speed import Workload, row, title_of
 
 HOURS = 24
 # The least and the most that each input may be.

@@ -30,8 +30,8 @@ from ._model_deployment import (
     model_of,
     refusals,
 )
+from ._model_inputs import known_keys
 from ._model_memory import Amount, Context, Device, Pool, local_heads, page_bytes, stages
-from ._model_settings import near
 from ._model_speed import Workload, service, speculative, workload_of
 from ._verdict import FAIL, PASS, WARN
 
@@ -416,9 +416,7 @@ def plan_from(
 
 def opened(request: Mapping[str, Any], hardware: Callable[[Any], tuple[Device, int]]) -> tuple[Model, Device, int]:
     known = ("model", "gpus", "quantisation", "settings", "workload", "speculation", "cost", "corrections", "search")
-    unknown = [name for name in request if name not in known]
-    if unknown:
-        raise ModelError(f"{unknown[0]}: there is no such input{near(unknown[0], known)}; known are {', '.join(known)}.")
+    known_keys("", request, known)
     for name in ("model", "gpus"):
         if not request.get(name):
             raise ModelError(

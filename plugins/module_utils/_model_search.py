@@ -36,9 +36,9 @@ from ._model_deployment import (
     memory_of,
     refusals,
 )
+from ._model_inputs import known_keys, quantity
 from ._model_memory import Device, Settings
 from ._model_quantisation import Scheme, scheme_named
-from ._model_settings import near, number
 from ._model_speed import DAY, Workload, workload_of
 from ._verdict import FAIL, PASS, WARN
 
@@ -702,9 +702,8 @@ def search(
 
 def _limits(given: Mapping[str, Any] | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    known_keys("limits", given or {}, LIMITS, "limit")
     for name, value in (given or {}).items():
-        if name not in LIMITS:
-            raise ModelError(f"limits.{name}: there is no such limit{near(name, LIMITS)}; known are {', '.join(LIMITS)}.")
         if value in (None, ""):
             continue
         if name in ("quantisations", "kv_cache_dtypes"):
@@ -712,9 +711,9 @@ def _limits(given: Mapping[str, Any] | None) -> dict[str, Any]:
                 raise ModelError(f"limits.{name}: found {value!r}; wanted a list of names with at least one.")
             found[name] = list(value)
         elif name == "quality_loss":
-            found[name] = number("limits.quality_loss", value, float, 0, 100)
+            found[name] = quantity("limits.quality_loss", value, 0, 100)
         else:
-            found[name] = number(f"limits.{name}", value, int, 0 if name == "shown" else 1, 10000)
+            found[name] = quantity(f"limits.{name}", value, 0 if name == "shown" else 1, 10000, whole=True)
     return found
 
 

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import difflib
-import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ._model_architecture import Architecture, ModelError
+from ._model_inputs import known_keys, near, quantity, switch
 from ._model_memory import Device, Settings, of_version
 from ._model_quantisation import DTYPE_BYTES
 
@@ -38,36 +37,6 @@ LLAMA_CPP_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 NO_FLOAT16 = ("gemma2", "gemma3", "gemma3_text", "glm4")
 WORDS = ("engine", "engine_version", "dtype", "kv_cache_dtype")
 KNOWN = (*WORDS, *NUMBERS, *SWITCHES)
-TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-
-
-def near(word: str, known: Iterable[str]) -> str:
-    found = difflib.get_close_matches(str(word), list(known), n=3, cutoff=0.5)
-    return f" (did you mean {' or '.join(found)}?)" if found else ""
-
-
-def number(where: str, value: Any, kind: type = float, least: float = 0, most: float = math.inf) -> Any:
-    """A number of an operator's, also as text, as ``-e`` hands it on."""
-    wanted = f"{'a whole number' if kind is int else 'a number'} from {least:g}" + ("" if math.isinf(most) else f" to {most:g}")
-    try:
-        if isinstance(value, bool):
-            raise ValueError
-        found = float(value)
-        if kind is int and (not found.is_integer()):
-            raise ValueError
-    except (TypeError, ValueError, OverflowError):
-        raise ModelError(f"{where}: {value!r} is not {wanted}.") from None
-    if not math.isfinite(found) or not least <= found <= most:
-        raise ModelError(f"{where}: {value!r} is not {wanted}.")
-    return kind(found)
-
-
-def switch(where: str, value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    if str(value).lower() in TRUE + FALSE:
-        return str(value).lower() in TRUE
-    raise ModelError(f"{where}: {value!r} is neither true nor false.")
 
 
 def version(where: str, value: Any) -> tuple[int, ...]:
@@ -84,11 +53,7 @@ def settings_of(
 
     Raises ModelError that names the setting, the value found and what is wanted.
     """
-    unknown = [name for name in given if name not in KNOWN]
-    if unknown:
-        raise ModelError(
-            f"settings.{unknown[0]}: there is no such setting{near(unknown[0], KNOWN)}; known are {', '.join(KNOWN)}."
-        )
+    known_keys("settings", given, KNOWN, "setting")
     chosen = {name: value for name, value in given.items() if value not in (None, "", "auto")}
     engine_name = str(chosen.get("engine", "vllm_cpu" if device.kind == "cpu" else "vllm"))
     if engine_name not in ENGINES:
@@ -107,7 +72,7 @@ def settings_of(
         )
     for name, (kind, least, most) in NUMBERS.items():
         if name in chosen:
-            found[name] = number(f"settings.{name}", chosen[name], kind, least, most)
+            found[name] = quantity(f"settings.{name}", chosen[name], least, most, whole=kind is int)
     for name in SWITCHES:
         if name in chosen:
             found[name] = switch(f"settings.{name}", chosen[name])

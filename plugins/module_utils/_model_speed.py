@@ -13,9 +13,8 @@ Times are seconds, sizes bytes, rates FLOP/s or bytes/s. What is said of request
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +32,7 @@ from ._model_architecture import (
     ModelError,
     Weight,
 )
+from ._model_inputs import known_keys, near, quantity, shown
 from ._model_memory import Device, Settings, local_heads, page_bytes, state_bytes
 from ._model_quantisation import DTYPE_BYTES, Scheme, scheme_named, sharded_bytes
 
@@ -107,35 +107,6 @@ class Workload:
             "prefix_hit_ratio": self.prefix_hit_ratio,
             "slo": {"ttft_ms": self.slo_ttft_ms or None, "itl_ms": self.slo_itl_ms or None, "e2e_ms": self.slo_e2e_ms or None},
         }
-
-
-def shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def known_keys(where: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Raises ModelError for a key that is not known, with the nearest that are."""
-    names = list(known)
-    for key in given:
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names)}"
-            raise ModelError(f"{where}.{key}: there is no such input; {hint}")
-
-
-def quantity(where: str, value: Any, least: float = 0.0, most: float = math.inf, above: bool = False) -> float:
-    """A finite number from ``least`` (``above``: more than that) to ``most``; also as text, as ``-e`` hands it on."""
-    wanted = f"a number {'above' if above else 'from'} {least:g}" + ("" if math.isinf(most) else f" to {most:g}")
-    try:
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            raise ValueError
-        found = float(value)
-    except (ValueError, OverflowError):
-        raise ModelError(f"{where}: found {shown(value)}; wanted {wanted}") from None
-    if not math.isfinite(found) or found < least or (above and found <= least) or found > most:
-        raise ModelError(f"{where}: found {shown(value)}; wanted {wanted}")
-    return found
 
 
 def _lengths(where: str, value: Any) -> tuple[float, float]:
@@ -1225,9 +1196,7 @@ def speculative(
             "speculation.acceptance: is missing; wanted the probability that a drafted token is accepted, from 0 to 1"
         )
     acceptance = quantity("speculation.acceptance", speculation["acceptance"], 0, 1)
-    asked = quantity("speculation.draft_tokens", speculation.get("draft_tokens") or 0, 0, 64)
-    if not asked.is_integer():
-        raise ModelError(f"speculation.draft_tokens: found {asked:g}; wanted a whole number from 0 (the best) to 64")
+    asked = quantity("speculation.draft_tokens", speculation.get("draft_tokens") or 0, 0, 64, whole=True)
     counted = profile(architecture, scheme, device, settings, data, factors=factors)
     draft, relative, method = _drafting(architecture, scheme, device, settings, speculation, data)
     running = max(1.0, concurrency / settings.data_parallel)
@@ -1299,9 +1268,7 @@ def _drafting(
     given, cost = speculation.get("draft"), speculation.get("relative_cost")
     method = str(speculation.get("method") or ("ngram" if given is None and cost in (None, "") else "draft_model"))
     if method not in METHODS:
-        near = difflib.get_close_matches(method, METHODS, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ModelError(f"speculation.method: found {shown(method)}; wanted one of {', '.join(METHODS)}{hint}")
+        raise ModelError(f"speculation.method: found {shown(method)}; wanted one of {', '.join(METHODS)}{near(method, METHODS)}")
     if cost not in (None, ""):
         return None, quantity("speculation.relative_cost", cost, 0), method
     if method == "ngram":

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..module_utils._model_architecture import ModelError
+from ..module_utils._model_inputs import known_keys, near, quantity
 from ..module_utils._model_memory import Device
-from ..module_utils._model_settings import near, number
 from ._gpu_data import GpuDataError, product_of, thresholds
 from ._yaml_file import read_yaml
 
@@ -265,13 +265,11 @@ def _from_gpu_info(read: Mapping[str, Any], own: Mapping[str, Any] | None) -> tu
 
 
 def _from_numbers(given: Mapping[str, Any], own: Mapping[str, Any] | None) -> tuple[Device, int]:
-    unknown = [key for key in given if key not in OWN]
-    if unknown:
-        raise ModelError(f"gpus.{unknown[0]}: there is no such input{near(unknown[0], OWN)}; known are {', '.join(OWN)}.")
-    count = number("gpus.count", given.get("count", 1), int, 1)
+    known_keys("gpus", given, OWN)
+    count = quantity("gpus.count", given.get("count", 1), 1, whole=True)
     if given.get("product"):
         device, spelled = _asked_for(str(given["product"]), own)
-        count = number("gpus.count", given["count"], int, 1) if "count" in given else spelled
+        count = quantity("gpus.count", given["count"], 1, whole=True) if "count" in given else spelled
     else:
         missing = [key for key in ("memory_bytes", "bandwidth_gbps", "compute_capability") if key not in given]
         if missing:
@@ -281,23 +279,21 @@ def _from_numbers(given: Mapping[str, Any], own: Mapping[str, Any] | None) -> tu
         )
     changes: dict[str, Any] = {}
     if "memory_bytes" in given:
-        size = number("gpus.memory_bytes", given["memory_bytes"], int, 1)
+        size = quantity("gpus.memory_bytes", given["memory_bytes"], 1, whole=True)
         changes.update(memory=size, memory_low=size, memory_high=size)
     for key, field, factor in (
         ("bandwidth_gbps", "bandwidth", 1e9),
         ("power_watts", "power_watts", 1),
     ):
         if key in given:
-            changes[field] = number(f"gpus.{key}", given[key], float, 0.001) * factor
+            changes[field] = quantity(f"gpus.{key}", given[key], 0.001) * factor
     for key, link in (("pcie_gbps", "pcie"), ("nvlink_gbps", "nvlink")):
         if key in given:
-            changes.update(link=link, link_bandwidth=number(f"gpus.{key}", given[key], float, 0.001) * 1e9)
+            changes.update(link=link, link_bandwidth=quantity(f"gpus.{key}", given[key], 0.001) * 1e9)
     if "tflops" in given:
         if not isinstance(given["tflops"], Mapping):
             raise ModelError(f"gpus.tflops: {given['tflops']!r} is no mapping of types to TFLOP/s, such as {{bf16: 312}}.")
-        changes["rates"] = {
-            kind: number(f"gpus.tflops.{kind}", rate, float, 0.001) * 1e12 for kind, rate in given["tflops"].items()
-        }
+        changes["rates"] = {kind: quantity(f"gpus.tflops.{kind}", rate, 0.001) * 1e12 for kind, rate in given["tflops"].items()}
     if "compute_capability" in given:
         if not re.fullmatch(r"\d+(\.\d)?", str(given["compute_capability"])):
             raise ModelError(f"gpus.compute_capability: {given['compute_capability']!r} is not such as 9.0.")

@@ -501,7 +501,8 @@ def make_image(name: str) -> None:
     """A root file system made from the Debian mirror, imported as a container image."""
     suite = SUITES[name]
     setup = HERE / "image" / "setup.sh"
-    wanted = hashlib.sha256(setup.read_bytes() + HOST_PACKAGES.encode() + suite.encode() + b"with-lists").hexdigest()[:16]
+    parts = [path.read_bytes() for path in sorted(setup.parent.iterdir()) if path.is_file()]
+    wanted = hashlib.sha256(b"".join([*parts, HOST_PACKAGES.encode(), suite.encode()])).hexdigest()[:16]
     if docker("images", "-q", "--filter", f"label={LABEL}", f"{NAME}/{name}:{wanted}"):
         return
     say(f"      building the {suite} host image (about a minute)")
@@ -529,7 +530,7 @@ def make_image(name: str) -> None:
 
 def write_inputs() -> None:
     """Keys and the controller's settings, as the variables a real site would set (`.lab/inputs.json`)."""
-    for name in ("ssh", "pki", "cache/uv", "cache/apt"):
+    for name in ("ssh", "pki", "cache/uv", "cache/apt", "cache/bytecode"):
         (LAB / name).mkdir(parents=True, exist_ok=True)
     (LAB / "pki").chmod(0o700)
     key = LAB / "ssh" / "id_ed25519"

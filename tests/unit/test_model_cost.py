@@ -228,7 +228,7 @@ def test_the_summary_has_what_is_known() -> None:
         ({"gpu_price": True}, r"cost\.gpu_price: found True"),
         (
             {"electricty_price_per_kwh": 0.2},
-            r"cost\.electricty_price_per_kwh: there is no such input; did you mean electricity_price_per_kwh",
+            r"cost\.electricty_price_per_kwh: there is no such input \(did you mean electricity_price_per_kwh",
         ),
         ({"residual_share": 1.5}, r"cost\.residual_share: found 1\.5; wanted a number from 0 to 1"),
         ({"active_power_share": 0.1}, r"cost\.active_power_share: found 0\.1, which is less than idle_power_share 0\.2"),

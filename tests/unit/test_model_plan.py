@@ -217,14 +217,14 @@ def test_links_of_600_gb_are_enough() -> None:
         ({"gpus": "0xA100-SXM4-80GB"}, "found 0 GPUs; 1 to 1024"),
         ({"gpus": "cpu"}, "product: cpu, memory_bytes"),
         ({"gpus": {"name": "x"}}, "memory_bytes, bandwidth_gbps, compute_capability"),
-        ({"gpus": {"product": "l4", "memory_bytes": -1}}, "gpus.memory_bytes: -1 is not a whole number from 1"),
+        ({"gpus": {"product": "l4", "memory_bytes": -1}}, "gpus.memory_bytes: found -1; wanted a whole number from 1"),
         ({"gpus": {"product": "l4", "memory": 1}}, "gpus.memory: there is no such input"),
         ({"gpus": {"gpus": [], "state": "no_library", "reason": "libnvidia-ml is not there"}}, "read no GPU"),
         ({"settings": {"tensor_paralel": 2}}, "did you mean tensor_parallel"),
-        ({"settings": {"tensor_parallel": 0}}, "tensor_parallel: 0 is not a whole number from 1"),
-        ({"settings": {"tensor_parallel": "two"}}, "'two' is not a whole number"),
+        ({"settings": {"tensor_parallel": 0}}, "tensor_parallel: found 0; wanted a whole number from 1"),
+        ({"settings": {"tensor_parallel": "two"}}, "found 'two'; wanted a whole number"),
         ({"settings": {"tensor_parallel": 16}}, "ask for 16 GPUs, and the host has 8"),
-        ({"settings": {"memory_utilization": 1.5}}, "1.5 is not a number from 0.01 to 1"),
+        ({"settings": {"memory_utilization": 1.5}}, "found 1.5; wanted a number from 0.01 to 1"),
         ({"settings": {"engine": "vlm"}}, "did you mean vllm"),
         ({"settings": {"engine": "vllm_cpu"}}, "does not run on NVIDIA A100-SXM4-80GB"),
         ({"settings": {"kv_cache_dtype": "fp7"}}, "'fp7' is not one of those that vllm has: auto"),
@@ -409,9 +409,9 @@ print(plan_from(asked, planning_data(), hardware)["verdict"])
 )
 def test_large_models_are_planned_at_once(model: str) -> None:
     """The playbook answers in three seconds; here is a tenth of it, with a wide margin for a busy machine."""
-    begun = time.monotonic()
+    begun = time.process_time()
     found = plan(model, "hgx_h200", WORK, tensor_parallel=8)
-    assert time.monotonic() - begun < 2
+    assert time.process_time() - begun < 2
     json.dumps(found)
     assert "\n".join(summary_lines(found))
 

@@ -470,7 +470,7 @@ def test_a_histogram_gives_mean_and_95th_percentile() -> None:
         ({"requests_per_day": None}, r"workload\.requests_per_day: is missing"),
         ({"peak_factor": 0.5}, r"workload\.peak_factor: found 0\.5; wanted a number from 1"),
         ({"peak_factor": ""}, r"workload\.peak_factor: is missing"),
-        ({"peak_facter": 2}, r"workload\.peak_facter: there is no such input; did you mean peak_factor"),
+        ({"peak_facter": 2}, r"workload\.peak_facter: there is no such input \(did you mean peak_factor"),
         (
             {"prompt_tokens": {"mean": 600, "p95": 500}},
             r"workload\.prompt_tokens\.p95: found 500, which is less than the mean 600",
@@ -486,7 +486,7 @@ def test_a_histogram_gives_mean_and_95th_percentile() -> None:
         ({"answer_tokens": 0}, r"workload\.answer_tokens: found 0; wanted a number from 1"),
         ({"prefix_hit_ratio": 1.5}, r"workload\.prefix_hit_ratio: found 1\.5; wanted a number from 0 to 1"),
         ({"slo": {"ttft_ms": 0}}, r"workload\.slo\.ttft_ms: found 0; wanted a number above 0"),
-        ({"slo": {"ttft": 100}}, r"workload\.slo\.ttft: there is no such input; did you mean"),
+        ({"slo": {"ttft": 100}}, r"workload\.slo\.ttft: there is no such input \(did you mean"),
         ({"slo": 450}, r"workload\.slo: found 450; wanted a mapping"),
     ],
 )
@@ -650,14 +650,15 @@ def test_nothing_that_is_said_is_not_a_number() -> None:
             json.dumps(serve(load, limit), allow_nan=False)
 
 
-def test_a_large_mixture_is_served_in_milliseconds() -> None:
+def test_a_large_mixture_is_not_counted_expert_by_expert() -> None:
     model = mixture(61, 256, 8, 7168, 2048)
     settings = replace(PLAIN, tensor_parallel=8)
     serve(architecture=model, scheme=FP8, settings=settings)
-    began = time.perf_counter()
+    began = time.process_time()
     for _turn in range(5):
         serve(architecture=model, scheme=FP8, settings=settings)
-    assert (time.perf_counter() - began) / 5 < 0.05
+    # A tenth of it on an idle machine; expert by expert it would be minutes.
+    assert (time.process_time() - began) / 5 < 0.5
 
 
 @pytest.mark.parametrize(("servers", "load", "share"), [(1, 0.5, 0.5), (2, 1.0, 1 / 3), (10, 20, 1.0)])
