@@ -24,7 +24,7 @@ def compiled(path: str, source: bytes) -> object:
     except (OSError, EOFError, ValueError, TypeError):
         code = compile_source(path, source)
     if os.access(KEPT, os.W_OK):
-        with open(f"{name}.{os.getpid()}", "wb") as made:
+        with open(f"{name}.{os.uname().nodename}.{os.getpid()}", "wb") as made:
             marshal.dump(code, made)
         os.replace(made.name, name)
     return code
