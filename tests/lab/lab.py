@@ -52,7 +52,7 @@ FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 NETWORKS = [f"10.203.{number}.0/24" for number in range(77, 97)]
 GATEWAY_PORT = int(os.environ.get("LAB_GATEWAY_PORT", "8443"))
 
-# What `make up` needs, in GiB. Disk: host images 0.6, package and wheel cache 4.5, controller environment 1.2,
+# What `make up` needs, in GiB. Disk: host images 0.6, package and wheel cache 4.5, controller environment 0.6,
 # two serving environments of 3.4 each, and room to unpack (measured with `du`, docs/lab.md).
 MEMORY_GIB = 14
 DISK_GIB = 20

@@ -152,7 +152,7 @@ def test_planning_reads_a_large_config_quickly() -> None:
     start = time.process_time()
     for _attempt in range(5):
         architecture(values)
-    assert (time.process_time() - start) / 5 < 0.2
+    assert (time.process_time() - start) / 5 < 0.02
     assert len(architecture(values).weights) < 60
 
 

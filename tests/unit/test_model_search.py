@@ -621,7 +621,7 @@ def test_a_large_model_on_many_gpus_is_searched_quickly() -> None:
     device, count = hardware("16xH200-SXM5-141GB")
     begin = time.process_time()
     result = search(known, device, count, {}, DATA, WORK)
-    assert time.process_time() - begin < 6
+    assert time.process_time() - begin < 1.5
     assert result["considered"] <= 600
 
 

@@ -651,14 +651,17 @@ def test_nothing_that_is_said_is_not_a_number() -> None:
 
 
 def test_a_large_mixture_is_not_counted_expert_by_expert() -> None:
-    model = mixture(61, 256, 8, 7168, 2048)
-    settings = replace(PLAIN, tensor_parallel=8)
-    serve(architecture=model, scheme=FP8, settings=settings)
-    began = time.process_time()
-    for _turn in range(5):
-        serve(architecture=model, scheme=FP8, settings=settings)
-    # A tenth of it on an idle machine; expert by expert it would be minutes.
-    assert (time.process_time() - began) / 5 < 0.5
+    def seconds(experts: int) -> float:
+        given_: dict[str, Any] = {"architecture": mixture(61, experts, 8, 7168, 2048), "scheme": FP8}
+        given_["settings"] = replace(PLAIN, tensor_parallel=8)
+        serve(**given_)
+        began = time.process_time()
+        for _turn in range(5):
+            serve(**given_)
+        return time.process_time() - began
+
+    few, many = seconds(16), seconds(256)
+    assert many < 3 * few
 
 
 @pytest.mark.parametrize(("servers", "load", "share"), [(1, 0.5, 0.5), (2, 1.0, 1 / 3), (10, 20, 1.0)])
@@ -823,8 +826,8 @@ def test_a_longer_context_is_never_faster(
 def test_more_prefix_hits_are_never_slower(model: Architecture, settings: Settings, prompt: int, one: float, two: float) -> None:
     counted = profile(model, NONE, gpu(), settings, DATA)
     # Chunks begin where the hit ends, so that full ones look back further; a last one that waits for the weights hides what it
-    # saves. The planner has that as an engine has it: below one in a hundred.
-    assert counted.prefill(prompt, max(one, two)) <= counted.prefill(prompt, min(one, two)) * 1.01
+    # saves. The planner has that as an engine has it: 0.4 % at the most in three thousand examples.
+    assert counted.prefill(prompt, max(one, two)) <= counted.prefill(prompt, min(one, two)) * 1.005
 
 
 @hypothesis_settings(max_examples=40)
@@ -838,7 +841,7 @@ def test_more_requests_never_wait_less_and_prefix_hits_never_serve_fewer(
         assert more["ttft_ms"] >= less["ttft_ms"] / (1 + 1e-6)
         assert more["itl_ms"] >= less["itl_ms"] / (1 + 1e-6)
     cached = serve(work(requests_per_day=daily, prefix_hit_ratio=hits), **given_)
-    assert cached["requests_per_day_at_capacity"] >= less["requests_per_day_at_capacity"] / 1.01  # as above
+    assert cached["requests_per_day_at_capacity"] >= less["requests_per_day_at_capacity"] / SAME
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 16))

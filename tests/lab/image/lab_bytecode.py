@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keep what Python compiles from zip files, in the lab's hosts alone.
 
-Ansible sends each task's module as source in a zip file, and half of what a task computes on a host is to compile it anew. The
-code is the same; hosts whose figures are published (``make bench``) have no such directory, and compile.
+Ansible sends each task's module as source in a zip file; to compile it anew is two fifths of what a small one computes
+(docs/lab.md). The code is the same; hosts whose figures are published (``make bench``) have no such directory, and compile.
 """
 
 import _imp
